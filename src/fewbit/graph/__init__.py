@@ -1,0 +1,1 @@
+"""One network as one ONNX graph: read, straighten, calibrate, write with QuantizeLinear and DequantizeLinear."""

@@ -1,0 +1,84 @@
+"""Read an ONNX file that a stranger sent: checked, opset 21, free batch dimension; or one clear error.
+
+Everything that can go wrong in a file is caught here, so no later module meets a malformed graph.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper, version_converter
+
+from fewbit.errors import FewbitError
+
+OPSET = 21
+MAX_BYTES = 2 << 30  # protobuf's own limit
+
+
+def read(path: str | Path) -> ir.Model:
+    """The model in path, checked, converted to opset 21, its first dimension free."""
+    path = Path(path)
+    if not path.exists():
+        raise FewbitError(f"{path}: no such file")
+    if path.is_dir():
+        raise FewbitError(f"{path}: is a folder; give the .onnx file in it")
+    if path.stat().st_size > MAX_BYTES:
+        raise FewbitError(f"{path}: larger than 2 GiB, which no ONNX file without external data can be")
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except Exception as e:
+        raise FewbitError(f"{path}: not an ONNX file, or truncated ({type(e).__name__}); export it again") from None
+    try:
+        return prepare(proto)
+    except FewbitError as e:
+        raise FewbitError(f"{path}: {e}") from None
+
+
+def prepare(proto: onnx.ModelProto) -> ir.Model:
+    """Check a model, bring it to opset 21 and free its batch dimension."""
+    for tensor in proto.graph.initializer:
+        _check_tensor(tensor)
+    try:
+        onnx.checker.check_model(proto)
+        version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+        if version != OPSET:
+            proto = version_converter.convert_version(proto, OPSET)
+        if len(proto.graph.input) == 0 or len(proto.graph.output) == 0:
+            raise FewbitError("the graph has no input or no output; export it again")
+        _free_batch(proto)
+        return ir.from_proto(proto)
+    except FewbitError:
+        raise
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise FewbitError(f"the graph is not valid ({first}); export it again") from None
+
+
+def _check_tensor(t: onnx.TensorProto) -> None:
+    if t.data_location == onnx.TensorProto.EXTERNAL:
+        raise FewbitError(f"initializer {t.name} lies in another file; save the model as one file")
+    if any(d < 0 for d in t.dims):
+        raise FewbitError(f"initializer {t.name} declares a negative dimension; export it again")
+    count = 1
+    for d in t.dims:
+        count *= d
+    if t.raw_data and count > 8 * len(t.raw_data):
+        raise FewbitError(f"initializer {t.name} declares {count} elements, the file holds {len(t.raw_data)} bytes; export it again")
+    if count > MAX_BYTES:
+        raise FewbitError(f"initializer {t.name} declares {count} elements; export it again")
+    try:
+        array = numpy_helper.to_array(t)
+    except Exception:
+        raise FewbitError(f"initializer {t.name} does not hold the elements it declares; export it again") from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all() and not np.isinf(array).all():
+        raise FewbitError(f"initializer {t.name} holds NaN or infinity; the network was not trained to the end")
+
+
+def _free_batch(proto: onnx.ModelProto) -> None:
+    initializers = {t.name for t in proto.graph.initializer}
+    del proto.graph.value_info[:]
+    for value in [v for v in proto.graph.input if v.name not in initializers] + list(proto.graph.output):
+        shape = value.type.tensor_type.shape
+        if len(shape.dim):
+            shape.dim[0].dim_param = "batch"

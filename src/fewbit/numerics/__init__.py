@@ -1,0 +1,1 @@
+"""Numbers: real values to integers and back, and the integer arithmetic that every executor follows."""
