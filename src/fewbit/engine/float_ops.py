@@ -1,0 +1,83 @@
+"""The float operators that may stand before, after or (exact: no) between the integer ones, in NumPy, one dict.
+
+Each keeps its inputs' dtype: float32 when a program runs, float64 when a table's knots are computed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# One IEEE operation a number, the same bits on every machine: they may stand outside the integers without harm to "exact".
+EXACT = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Relu", "Neg", "Abs", "Concat", "Reshape", "Flatten", "Cast",
+         "ArgMax", "Squeeze", "Unsqueeze", "Identity", "Slice", "Transpose"}
+
+_CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+
+
+def _clip(a: dict, x: np.ndarray, low: Any = None, high: Any = None) -> np.ndarray:
+    x = x if low is None else np.maximum(x, low.astype(x.dtype))
+    return x if high is None else np.minimum(x, high.astype(x.dtype))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 / (1 + np.exp(-np.clip(x, -80, 80)))).astype(x.dtype)
+
+
+def _reshape(a: dict, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    return x.reshape([x.shape[i] if d == 0 and not a.get("allowzero") else int(d) for i, d in enumerate(shape)])
+
+
+def _slice(a: dict, x: np.ndarray, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> np.ndarray:
+    index = [slice(None)] * x.ndim
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[int(axis)] = slice(int(start), int(end), int(step))
+    return x[tuple(index)]
+
+
+def _argmax(a: dict, x: np.ndarray) -> np.ndarray:
+    axis = a.get("axis", 0)
+    best = x.argmax(axis)
+    return np.expand_dims(best, axis) if a.get("keepdims", 1) else best
+
+
+def _reduce_mean(a: dict, x: np.ndarray, axes: Any = None) -> np.ndarray:
+    return x.mean(axis=None if axes is None else tuple(int(i) for i in axes), keepdims=bool(a.get("keepdims", 1)), dtype=x.dtype)
+
+
+def _elu(a: dict, x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, x.dtype.type(a.get("alpha", 1.0)) * np.expm1(np.minimum(x, 0))).astype(x.dtype)
+
+
+OPS: dict[str, Callable[..., np.ndarray]] = {
+    "Add": lambda a, x, y: x + y,
+    "Sub": lambda a, x, y: x - y,
+    "Mul": lambda a, x, y: x * y,
+    "Div": lambda a, x, y: x / y,
+    "Min": lambda a, *x: np.minimum.reduce(np.broadcast_arrays(*x)),
+    "Max": lambda a, *x: np.maximum.reduce(np.broadcast_arrays(*x)),
+    "Neg": lambda a, x: -x,
+    "Abs": lambda a, x: np.abs(x),
+    "Exp": lambda a, x: np.exp(x),
+    "Relu": lambda a, x: np.maximum(x, 0),
+    "LeakyRelu": lambda a, x: np.where(x >= 0, x, x * x.dtype.type(a.get("alpha", 0.01))),
+    "Elu": _elu,
+    "Softplus": lambda a, x: np.logaddexp(0, x).astype(x.dtype),
+    "Tanh": lambda a, x: np.tanh(x),
+    "Sigmoid": lambda a, x: _sigmoid(x),
+    "Clip": _clip,
+    "Identity": lambda a, x: x,
+    "Concat": lambda a, *x: np.concatenate(x, axis=a["axis"]),
+    "Reshape": _reshape,
+    "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a.get("axis", 1)])), -1),
+    "Transpose": lambda a, x: x.transpose(a.get("perm")),
+    "Squeeze": lambda a, x, axes=None: np.squeeze(x, None if axes is None else tuple(int(i) for i in axes)),
+    "Unsqueeze": lambda a, x, axes: np.expand_dims(x, tuple(int(i) for i in axes)),
+    "Slice": _slice,
+    "Cast": lambda a, x: x.astype(_CAST[a["to"]]),
+    "ArgMax": _argmax,
+    "ReduceMean": _reduce_mean,
+    "Gemm": lambda a, x, w, b: x @ (w.T if a.get("transB") else w) + b,
+}

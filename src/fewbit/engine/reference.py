@@ -1,0 +1,46 @@
+"""The reference executor: walks a Program over numerics.semantics, in NumPy. Slow, plain, and right by definition."""
+
+from typing import Any
+
+import numpy as np
+
+from fewbit.engine.float_ops import OPS
+from fewbit.engine.program import Dequantize, Float, Linear, Program, Quantize, Step, Table
+from fewbit.errors import FewbitError
+from fewbit.numerics import affine, semantics
+
+
+def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every register after one batch. feeds: input name -> [batch, ...]. NaN is refused, naming its index."""
+    registers: dict[str, np.ndarray] = {}
+    for name, shape in program.inputs.items():
+        if name not in feeds:
+            raise FewbitError(f"input {name} is missing; the network takes {', '.join(program.inputs)}")
+        x = np.asarray(feeds[name])
+        if x.shape[1:] != shape:
+            raise FewbitError(f"input {name}: expected [batch, {', '.join(map(str, shape))}], found {list(x.shape)}")
+        x = x.astype(program.input_dtypes[name], copy=False)
+        if x.dtype.kind == "f" and np.isnan(x).any():
+            raise FewbitError(f"input {name}: element {tuple(int(i) for i in np.argwhere(np.isnan(x))[0])} is NaN")
+        registers[name] = x
+    for step in program.steps:
+        registers[step.out] = _step(step, registers)
+    return registers
+
+
+def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
+    match step:
+        case Quantize():
+            return affine.quantize(r[step.x], step.scale, step.zero_point, step.format)
+        case Linear():
+            acc = semantics.accumulate(r[step.x], step.zero_input, step.weight, 0, step.bias)
+            if step.format is None:
+                return acc.astype(np.float32) * step.exit_scale
+            assert step.m is not None and step.shift is not None
+            return semantics.requantize(acc, step.m, step.shift, step.zero_point, step.format)
+        case Table():
+            return semantics.requantize(semantics.look_up(r[step.x], step.knots), step.m, step.shift, step.zero_point, step.format)
+        case Dequantize():
+            return affine.dequantize(r[step.x], step.scale, step.zero_point)
+        case Float():
+            return OPS[step.op](step.attributes, *(r[i] if isinstance(i, str) else i for i in step.inputs))
