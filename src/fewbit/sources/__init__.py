@@ -1,0 +1,59 @@
+"""A trained network, however it was kept, as one float ONNX graph. `load` tells the kinds apart; one file a kind."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fewbit.errors import FewbitError
+
+
+@dataclass(frozen=True)
+class Source:
+    """model: float graph from raw observation to the action that env.step takes; contract: what is known about both."""
+
+    model: ir.Model
+    name: str
+    digest: str
+    contract: dict[str, Any] = field(default_factory=dict)
+
+
+def load(source: Any, normalizer: str | Path | None = None, observation_shape: tuple[int, ...] | None = None) -> Source:
+    """source: path of an SB3 zip or an ONNX file, a live SB3 model, or a torch.nn.Module."""
+    if isinstance(source, str | Path):
+        return _load_path(Path(source), normalizer)
+    if hasattr(source, "policy") and hasattr(source, "predict"):
+        from fewbit.sources import sb3
+
+        return sb3.from_live(source)
+    from fewbit.sources import torch_module
+
+    return torch_module.load(source, observation_shape)
+
+
+def _load_path(path: Path, normalizer: str | Path | None) -> Source:
+    if not path.exists():
+        raise FewbitError(f"{path}: no such file")
+    if path.is_dir():
+        raise FewbitError(f"{path}: is a folder; give the policy's .zip or .onnx file")
+    if path.suffix == ".zip":
+        from fewbit.sources import sb3
+
+        return sb3.load(path, Path(normalizer) if normalizer else None)
+    if path.suffix == ".onnx":
+        if normalizer:
+            raise FewbitError(f"{path}: --normalizer belongs to a Stable-Baselines3 zip; an ONNX file holds its own")
+        from fewbit.sources import onnx_file
+
+        return onnx_file.load(path)
+    raise FewbitError(f"{path}: {path.suffix or 'no suffix'} is not a kind of network that fewbit reads; it reads .zip and .onnx")
+
+
+def digest(*parts: bytes) -> str:
+    """sha256 of the parts, hexadecimal."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()

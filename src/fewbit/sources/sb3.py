@@ -1,0 +1,177 @@
+"""A Stable-Baselines3 policy as one graph: normaliser with its clip, preprocessing, network, mode, squashing, rescaling.
+
+The networks are built by stable-baselines3 and sb3-contrib themselves, so whatever they can build can be captured.
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbit.errors import FewbitError, MissingExtra
+from fewbit.sources import Source, digest
+from fewbit.sources.normalizer import Normalizer
+from fewbit.sources.normalizer import read as read_normalizer
+
+try:
+    import gymnasium.spaces as spaces
+    import torch
+    from stable_baselines3.common.policies import BasePolicy
+except ImportError as e:
+    raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
+
+from fewbit.sources import sb3_archive, torch_module
+
+# Tensors that acting does not read; a file without them is complete.
+_UNUSED = ("critic", "q_net_target", "quantile_net_target", "actor_target", "value_net", "mlp_extractor.value_net", "vf_features_extractor")
+
+
+def load(path: Path, normalizer: Path | None = None) -> Source:
+    """The policy in an SB3 zip, with the normaliser given or lying beside it as vecnormalize.pkl."""
+    policy = build(path)
+    beside = path.with_name("vecnormalize.pkl")
+    chosen = normalizer or (beside if beside.exists() else None)
+    norm = read_normalizer(chosen) if chosen else None
+    parts = [path.read_bytes()] + ([chosen.read_bytes()] if chosen else [])
+    return capture(policy, norm, path.name, digest(*parts))
+
+
+def build(path: Path) -> BasePolicy:
+    """The policy object of an SB3 zip, for acting, on the CPU."""
+    archive = sb3_archive.read(path)
+    try:
+        return _build(archive)
+    except FewbitError as e:
+        raise FewbitError(f"{path}: {e}") from None
+
+
+def _build(archive: sb3_archive.Archive) -> BasePolicy:
+    cls = _policy_class(archive)
+    accepted = inspect.signature(cls.__init__).parameters
+    kwargs = {k: v for k, v in archive.kwargs.items() if k != "use_sde" or k in accepted}
+    unknown = set(kwargs) - set(accepted)
+    if unknown:
+        raise FewbitError(f"policy argument {sorted(unknown)[0]} is not known to the installed {cls.__name__}")
+    if "lr_schedule" in accepted:
+        kwargs["lr_schedule"] = lambda _: 0.0
+    policy = cls(observation_space=archive.observation_space, action_space=archive.action_space, **kwargs)
+    wanted = policy.state_dict()
+    for name, tensor in wanted.items():
+        if name in archive.state and archive.state[name].shape != tensor.shape:
+            raise FewbitError(f"tensor {name} is {list(archive.state[name].shape)}, the policy needs {list(tensor.shape)}")
+    result = policy.load_state_dict(archive.state, strict=False)
+    missing = [k for k in result.missing_keys if not k.startswith(_UNUSED)]
+    surplus = [k for k in result.unexpected_keys if not k.startswith(_UNUSED)]
+    if missing or surplus:
+        raise FewbitError(f"its tensors do not fit {cls.__name__}: {'missing' if missing else 'unexpected'} {(missing or surplus)[0]}")
+    policy.set_training_mode(False)
+    return policy
+
+
+def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
+    if not archive.module.startswith(("stable_baselines3.", "sb3_contrib.")):
+        raise FewbitError(f"its policy class comes from {archive.module or 'nowhere'}; load the model yourself and pass the live object")
+    if "recurrent" in archive.module:
+        raise FewbitError("recurrent policies are not supported yet")
+    try:
+        module = importlib.import_module(archive.module)
+    except ImportError:
+        raise FewbitError(f"{archive.module} is not in the installed version; install stable-baselines3 and sb3-contrib") from None
+    name = archive.policy or ("ActorCriticPolicy" if archive.module.endswith("common.policies") else "MlpPolicy")
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, BasePolicy)):
+        raise FewbitError(f"{archive.module}.{name} is no policy class of the installed version")
+    return cls
+
+
+def from_live(model: Any) -> Source:
+    """A live algorithm object; its VecNormalize, if any, is captured too."""
+    wrapper = model.get_vec_normalize_env()
+    norm = None
+    if wrapper is not None and wrapper.norm_obs:
+        rms = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"": wrapper.obs_rms}
+        norm = Normalizer({k: v.mean for k, v in rms.items()}, {k: v.var for k, v in rms.items()}, wrapper.epsilon, wrapper.clip_obs)
+    state = b"".join(t.detach().cpu().numpy().tobytes() for t in model.policy.state_dict().values())
+    return capture(model.policy, norm, type(model).__name__, digest(state))
+
+
+class Deterministic(torch.nn.Module):
+    """observation(s) -> the action that SB3's predict(deterministic=True) returns."""
+
+    def __init__(self, policy: BasePolicy, normalizer: Normalizer | None, names: list[str]):
+        super().__init__()
+        self.policy, self.names, self.is_dict = policy, names, isinstance(policy.observation_space, spaces.Dict)
+        self.normalised = []
+        for k, name in enumerate(names):
+            key = name if self.is_dict else ""
+            if normalizer is None or key not in normalizer.mean:
+                continue
+            inv = 1.0 / np.sqrt(normalizer.var[key] + normalizer.epsilon)
+            limit = np.full(inv.shape, normalizer.clip)
+            for kind, array in (("mean", normalizer.mean[key]), ("inv", inv), ("low", -limit), ("high", limit)):
+                self.register_buffer(f"{kind}{k}", torch.tensor(array, dtype=torch.float32))
+            self.normalised.append(k)
+        box = policy.action_space if isinstance(policy.action_space, spaces.Box) else None
+        if box is not None:
+            low, high = torch.tensor(box.low), torch.tensor(box.high)
+            self.register_buffer("low", low)
+            self.register_buffer("high", high)
+            self.unit = bool(policy.squash_output and (low == -1).all() and (high == 1).all())
+        self.box = box is not None
+
+    def forward(self, *observations: torch.Tensor) -> torch.Tensor:
+        prepared = list(observations)
+        for k in self.normalised:
+            scaled = (prepared[k] - getattr(self, f"mean{k}")) * getattr(self, f"inv{k}")
+            prepared[k] = torch.maximum(torch.minimum(scaled, getattr(self, f"high{k}")), getattr(self, f"low{k}"))
+        given = dict(zip(self.names, prepared, strict=True)) if self.is_dict else prepared[0]
+        action = self.policy._predict(given, deterministic=True)
+        if not self.box:
+            return action
+        if self.policy.squash_output:
+            return action if self.unit else self.low + (0.5 * (action + 1.0)) * (self.high - self.low)
+        return torch.maximum(torch.minimum(action, self.high), self.low)
+
+
+def capture(policy: BasePolicy, normalizer: Normalizer | None, name: str, fingerprint: str) -> Source:
+    """The deterministic policy as a straightened ONNX graph."""
+    space = policy.observation_space
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
+    if normalizer is not None:
+        _check_normalizer(normalizer, parts, isinstance(space, spaces.Dict))
+    examples = {}
+    for key, part in parts.items():
+        discrete = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
+        image = isinstance(part, spaces.Box) and part.dtype == np.uint8
+        dtype = torch.int64 if discrete else torch.uint8 if image else torch.float32
+        examples[key] = torch.zeros((2, *(part.shape or ())), dtype=dtype)
+    # Distributions check their arguments with data-dependent branches, which no exporter can follow.
+    validate = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        model = torch_module.export(Deterministic(policy, normalizer, list(parts)), examples)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validate)
+    return Source(model, name, fingerprint, _contract(policy, parts, normalizer))
+
+
+def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is_dict: bool) -> None:
+    for key, mean in normalizer.mean.items():
+        part = parts.get(key if is_dict else "observation")
+        if part is None or part.shape != mean.shape:
+            raise FewbitError(f"the normaliser is for observations of shape {list(mean.shape)}, the policy takes "
+                              f"{list(part.shape or ()) if part is not None else list(parts)}")
+
+
+def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: Normalizer | None) -> dict[str, Any]:
+    action = policy.action_space
+    described: dict[str, Any] = {"type": type(action).__name__, "shape": list(action.shape or ())}
+    if isinstance(action, spaces.Box):
+        described |= {"low": action.low.tolist(), "high": action.high.tolist()}
+    elif isinstance(action, spaces.Discrete):
+        described["n"] = int(action.n)
+    return {"policy": type(policy).__name__, "observation": {k: list(p.shape or ()) for k, p in parts.items()}, "action": described,
+            "normalizer": None if normalizer is None else {"clip": normalizer.clip, "epsilon": normalizer.epsilon},
+            "recurrent_state": None}
