@@ -34,7 +34,7 @@ def fold(model: ir.Model) -> ir.Model:
     graph = model.graph
     changed = True
     while changed:
-        changed = any([step(graph) for step in (_constants, _identities, _dense, _split_head, _quantile_mean, _unused)])
+        changed = any([step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, _unused)])
     return model
 
 
@@ -83,6 +83,22 @@ def _identities(graph: ir.Graph) -> bool:
             return False
         _replace(graph, node, x)
         return True
+
+    return _each(graph, rewrite)
+
+
+def _argmax(graph: ir.Graph) -> bool:
+    """The largest of softmax(x), or of x less its row's log-sum-exp, is the largest of x: categorical policies."""
+
+    def rewrite(graph: ir.Graph, node: ir.Node) -> bool:
+        before = node.inputs[0].producer() if node.op_type == "ArgMax" and node.inputs[0] is not None else None
+        if before is None:
+            return False
+        shift = before.inputs[1].producer() if before.op_type == "Sub" and before.inputs[1] is not None else None
+        if before.op_type in ("Softmax", "LogSoftmax") or (shift is not None and shift.op_type == "ReduceLogSumExp"):
+            node.replace_input_with(0, before.inputs[0])
+            return True
+        return False
 
     return _each(graph, rewrite)
 

@@ -78,6 +78,11 @@ def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt:
         graph.insert_after(producer, [q, d])
     for node, index in users:
         node.replace_input_with(index, d.outputs[0])
+    for k, out in enumerate(graph.outputs):
+        if out is value:
+            value.name, d.outputs[0].name = f"{stem}.float", stem
+            d.outputs[0].shape, d.outputs[0].dtype = value.shape, value.dtype
+            graph.outputs[k] = d.outputs[0]
 
 
 def write(model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Scheme) -> ir.Model:

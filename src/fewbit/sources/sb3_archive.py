@@ -122,7 +122,7 @@ def space(text: dict[str, Any]) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(int(text["n"]))
     if kind == "Dict":
-        found = re.findall(r"'([^']+)'\s*[,:]\s*Box\(([^,]+), ([^,]+), \(([\d, ]+)\), (\w+)\)", str(text["spaces"]))
+        found = re.findall(r"'([^']+)'\s*[,:]\s*Box\((.+?), (.+?), \(([\d, ]+)\), (\w+)\)", str(text["spaces"]))
         if not found:
             raise FewbitError("its dictionary observation space cannot be read from its text")
         return spaces.Dict({k: spaces.Box(_bound(lo), _bound(hi), tuple(int(d) for d in s.split(",") if d.strip()), np.dtype(t).type)
@@ -137,7 +137,8 @@ def space(text: dict[str, Any]) -> spaces.Space:
 
 
 def _bound(text: str) -> float:
-    return float(text)
+    """The common bound; observation bounds matter to images alone, and those are uniform."""
+    return float(_numbers(text)[0])
 
 
 def _numbers(text: str) -> np.ndarray:

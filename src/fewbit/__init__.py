@@ -1,0 +1,17 @@
+"""fewbit: a trained network to few bits, what that cost in return, and a file that runs."""
+
+from typing import Any
+
+from fewbit.errors import FewbitError
+
+__all__ = ["FewbitError", "Scheme", "evaluate", "load", "quantize"]
+_WHERE = {"quantize": "fewbit.pipeline", "evaluate": "fewbit.pipeline", "load": "fewbit.engine.load", "Scheme": "fewbit.graph.qdq"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: a robot that loads an artifact needs neither torch nor gymnasium."""
+    if name not in _WHERE:
+        raise AttributeError(f"module fewbit has no attribute {name}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

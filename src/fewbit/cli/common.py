@@ -1,0 +1,83 @@
+"""What the verbs share: progress on standard error, the evidence as a table or as one JSON object."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fewbit.errors import FewbitError
+
+
+class Bar:
+    """A progress callback with one bar a task; use as a context."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} episodes"),
+                                  TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=of)
+        self._progress.update(self._tasks[what], completed=done, total=of)
+
+
+def environment_arguments(given: list[str] | None) -> dict[str, Any]:
+    """["continuous=true"] -> {"continuous": True}; values are JSON, or text."""
+    found = {}
+    for item in given or []:
+        key, eq, value = item.partition("=")
+        if not eq:
+            raise FewbitError(f"--env-arg {item}: give NAME=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    if as_json:
+        print(json.dumps((extra or {}) | record))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for key, value in (extra or {}).items():
+        table.add_row(key, str(value))
+    for key in ("return_float", "return_quantized", "return_random"):
+        if key in record:
+            r = record[key]
+            table.add_row(key.replace("_", " "), f"{r['mean']:.1f} ± {r['se']:.1f} (standard error, {r['n']} episodes)")
+    if record.get("kept") is not None:
+        low, high = record["kept_ci95"]
+        table.add_row("kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}   {record['verdict']} at {record['keep']:.0%}")
+    elif "verdict" in record:
+        table.add_row("kept", "undefined: the float policy is not measurably better than random actions")
+    if "action_agreement" in record:
+        table.add_row("same action", f"{record['action_agreement']:.2%} of {record['fidelity_states']} states (noise floor {record['fidelity_noise_floor']:.2%})")
+    if "action_rmse" in record:
+        table.add_row("action error", f"{record['action_rmse']:.3%} of the range, RMSE over {record['fidelity_states']} states (noise floor {record['fidelity_noise_floor']:.3%})")
+    if "size_bytes" in record:
+        size = f"{record['size_bytes']:,} bytes"
+        table.add_row("file", size + (f" (float {record['size_float_bytes']:,}; codes alone {record['packed_bytes']:,})" if "size_float_bytes" in record else ""))
+    if "latency_us" in record:
+        latency = f"{record['latency_us']:.1f} us an action in {record['latency_executor']}"
+        table.add_row("latency", latency + (f" (float {record['latency_float_us']:.1f})" if "latency_float_us" in record else ""))
+    if "exact" in record:
+        table.add_row("exact", "yes" if record["exact"] else "no: part of the graph runs in float")
+    Console().print(table)
+
+
+def status(record: dict[str, Any], judged: bool) -> int:
+    """0 on pass, or on undecided with fidelity met; 1 otherwise; 0 where nothing was asked for."""
+    if not judged or "verdict" not in record:
+        return 0
+    return 0 if record["verdict"] == "pass" or (record["verdict"] == "undecided" and record.get("fidelity_met")) else 1

@@ -1,0 +1,28 @@
+"""`fewbit evaluate ARTIFACT --env ID`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewbit.cli import common
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
+    env: Annotated[str, typer.Option(help="Gymnasium id (module:Id too)")],
+    env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
+    against: Annotated[str | None, typer.Option(help="the float source to compare with")] = None,
+    normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
+    keep: Annotated[float | None, typer.Option(help="exit 1 unless this share of the return is kept (reported at 0.95)")] = None,
+    episodes: Annotated[int, typer.Option(help="episodes of each policy")] = 100,
+    seed: int = 0,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Run a policy in its environment and say what share of the float return it kept."""
+    from fewbit import pipeline
+
+    with common.Bar() as bar:
+        record = pipeline.evaluate(artifact, env, against, common.environment_arguments(env_arg), keep or 0.95, episodes, seed, normalizer, bar)
+    common.show(record, json)
+    return common.status(record, keep is not None)

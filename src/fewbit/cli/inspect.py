@@ -1,0 +1,54 @@
+"""`fewbit inspect ARTIFACT`."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fewbit.cli import common
+from fewbit.engine import program as p
+from fewbit.engine.lower import lower
+from fewbit.graph import metadata
+from fewbit.graph.read import read
+
+
+def inspect(artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
+            json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False) -> int:
+    """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
+    model = read(artifact)
+    program, record = lower(model), metadata.read(model)
+    steps = [describe(s) for s in program.steps]
+    if json:
+        print(jsonlib.dumps({"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps} | record))
+        return 0
+    console = Console()
+    table = Table("step", "what", "codes", box=None, padding=(0, 2))
+    for kind, what, codes in steps:
+        table.add_row(kind, escape(what), codes)
+    console.print(table)
+    for part in ("contract", "recipe"):
+        for key, value in (record.get(part) or {}).items():
+            console.print(f"{part} {key}: {jsonlib.dumps(value)}", markup=False, highlight=False)
+    common.show((record.get("evidence") or {}) | {"exact": program.exact}, False)
+    return 0
+
+
+def describe(step: p.Step) -> tuple[str, str, str]:
+    """(clause, what it does, the codes it makes)."""
+    match step:
+        case p.Quantize():
+            return "S1 entry", f"scale {step.scale:g}", step.format.name
+        case p.Linear():
+            shape = f"{step.weight.shape[1]} -> {step.weight.shape[0]}, |acc| < 2^{step.bound.bit_length()}"
+            return ("S7 exit" if step.format is None else "S2-S4 linear"), shape, "float32" if step.format is None else step.format.name
+        case p.Table():
+            return "S6 table", step.function, step.format.name
+        case p.Dequantize():
+            return "S7 exit", f"scale {float(step.scale.reshape(-1)[0]):g}", "float32"
+        case _:
+            value: Any = step.op
+            return "float", value, "float32"

@@ -1,0 +1,34 @@
+"""`fewbit`: the verbs, and the exit statuses: 0 done, 1 tried and not reached, 2 bad input (one line), 130 Ctrl-C."""
+
+import sys
+
+import typer
+
+from fewbit.cli import evaluate, inspect, quantize
+from fewbit.errors import FewbitError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Take a trained network to few bits, measure what that cost, ship it.")
+app.command("quantize")(quantize.quantize)
+app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+
+
+def main() -> None:
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted; nothing was written", 130)
+    except FewbitError as e:
+        _stop(str(e), 2)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as e:
+        _stop(f"{e.filename}: {e.strerror}", 2)
+    except Exception as e:
+        if not hasattr(e, "format_message"):
+            raise
+        _stop(e.format_message(), 2)
+
+
+def _stop(line: str, status: int) -> None:
+    print(f"fewbit: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(status)

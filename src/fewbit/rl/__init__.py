@@ -1,0 +1,1 @@
+"""Policies in their environments: episodes, returns, and what a return proves."""

@@ -1,0 +1,77 @@
+"""What a return proves: kept, its interval, the verdict (docs/design.md, "Evidence"). Arrays in, numbers out.
+
+kept = (Q - R0) / (F - R0): mean returns of quantized, float and uniformly random actions. Never Q / F: returns may be
+negative, and a ratio would then reward harm. Below 100 episodes the interval is a bootstrap-t, because returns are skewed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+BOOTSTRAP_BELOW = 100
+
+
+@dataclass(frozen=True)
+class Kept:
+    """kept is None, and the verdict undecided, where the float policy is no better than random actions."""
+
+    kept: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    se: float = 0.0
+
+
+def judge(float_returns: np.ndarray, quantized_returns: np.ndarray, random_returns: np.ndarray, keep: float, seed: int = 0) -> Kept:
+    """Paired [n] returns of float and quantized on equal seeds, [m] of random actions; the 95% interval against keep."""
+    f, q, r = (np.asarray(a, np.float64) for a in (float_returns, quantized_returns, random_returns))
+    span = f.mean() - r.mean()
+    scatter = np.sqrt(f.var(ddof=1) / len(f) + r.var(ddof=1) / len(r)) if len(f) > 1 else 0.0
+    if span <= 2 * scatter or span <= 0 or len(f) < 2:
+        return Kept(None, None, None, "undecided")
+    k, se = (float(v[0]) for v in _kept(f[None], q[None], r[None]))
+    if se <= 1e-12 * max(1.0, abs(k)):
+        low = high = k
+    elif len(f) < BOOTSTRAP_BELOW:
+        rng = np.random.default_rng(seed)
+        pairs, others = rng.integers(0, len(f), (RESAMPLES, len(f))), rng.integers(0, len(r), (RESAMPLES, len(r)))
+        k_star, se_star = _kept(f[pairs], q[pairs], r[others])
+        usable = se_star > 0
+        t = (k_star[usable] - k) / se_star[usable]
+        high, low = k - se * np.quantile(t, 0.025), k - se * np.quantile(t, 0.975)
+    else:
+        low, high = k - 1.96 * se, k + 1.96 * se
+    verdict = "pass" if low > keep or low == high >= keep else "fail" if high < keep else "undecided"
+    return Kept(k, float(low), float(high), verdict, se)
+
+
+def _kept(f: np.ndarray, q: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """kept and its standard error (delta method) of each row."""
+    fm, qm, rm = (a.mean(axis=1) for a in (f, q, r))
+    span = np.where(fm > rm, fm - rm, np.nan)
+    k = (qm - rm) / span
+    pair = (q - k[:, None] * f).var(axis=1, ddof=1) / f.shape[1]
+    rand = ((k - 1)[:, None] * r).var(axis=1, ddof=1) / r.shape[1]
+    return np.nan_to_num(k), np.nan_to_num(np.sqrt(pair + rand) / span)
+
+
+def episodes_needed(found: Kept, n: int, keep: float) -> int:
+    """n = ceil((3.24 sd / (margin - expected loss))^2), sd of one episode's kept from the n that were run."""
+    if found.kept is None:
+        return 10**9
+    gap = abs(found.kept - keep)
+    return int(min(1e9, np.ceil((3.24 * found.se * np.sqrt(n) / max(gap, 1e-6)) ** 2)))
+
+
+def fidelity(float_actions: np.ndarray, other: np.ndarray, width: np.ndarray | None) -> dict[str, float]:
+    """Discrete (width None): share of equal actions. Otherwise RMSE as a share of the action range, width [action]."""
+    if width is None:
+        return {"action_agreement": float((float_actions == other).mean())}
+    error = (float_actions.astype(np.float64) - other) / width
+    return {"action_rmse": float(np.sqrt((error**2).mean()))}
+
+
+def faithful(measured: dict[str, float]) -> bool:
+    """The fidelity rule: agreement of 99.5%, or RMSE of 1% of the action range."""
+    return measured.get("action_agreement", 0.0) >= 0.995 or measured.get("action_rmse", 1.0) <= 0.01

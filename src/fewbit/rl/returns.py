@@ -1,0 +1,132 @@
+"""Episodes of a policy in a Gymnasium environment, many environments stepped with one batched call of the policy."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fewbit.errors import FewbitError, MissingExtra
+
+try:
+    import gymnasium
+except ImportError:
+    raise MissingExtra("gymnasium", "rl") from None
+
+AT_ONCE = 20
+_EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "Box2D": "box2d", "box2d": "box2d", "pygame": "box2d"}
+
+
+def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
+    """gymnasium.make, with errors that say what to do. `module:Id` imports the module first."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if ":" in env:
+                importlib.import_module(env.split(":")[0])
+            return gymnasium.make(env, **(arguments or {}))
+    except ImportError as e:
+        missing = next((x for word, x in _EXTRAS.items() if word in str(e)), None)
+        hint = f'run: pip install "fewbit[{missing}]"' if missing else "install the package that provides it, or put it on PYTHONPATH"
+        raise FewbitError(f"environment {env} needs a package that is not installed ({str(e).splitlines()[0][:120]}); {hint}") from None
+    except Exception as e:
+        if type(e).__name__ == "DependencyNotInstalled":
+            missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
+            raise FewbitError(f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"') from None
+        raise FewbitError(f"environment {env} cannot be made: {str(e).splitlines()[0][:200]}") from None
+
+
+def check(env: str, space: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> None:
+    """Refuse an environment whose observations are not the policy's, naming both shapes."""
+    o = space.observation_space
+    given = {k: s.shape for k, s in o.spaces.items()} if isinstance(o, gymnasium.spaces.Dict) else {next(iter(inputs)): o.shape}
+    for name, shape in inputs.items():
+        if given.get(name) != tuple(shape):
+            found = f"observations of shape {list(given[name] or ())}" if name in given else f"no observation {name}"
+            raise FewbitError(f"environment {env} gives {found}, the policy takes {list(shape)}")
+
+
+def episodes(policy: Callable[[Any], np.ndarray], env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None,
+             record: int = 0, inputs: dict[str, tuple[int, ...]] | None = None,
+             advance: Callable[[int], None] = lambda n: None) -> tuple[np.ndarray, Any]:
+    """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them)."""
+    envs = [make(env, arguments) for _ in range(min(AT_ONCE, len(seeds)))]
+    try:
+        if inputs is not None:
+            check(env, envs[0], inputs)
+        return _run(policy, envs, list(seeds), record, advance)
+    finally:
+        for e in envs:
+            e.close()
+
+
+def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: int, advance: Callable) -> tuple[np.ndarray, Any]:
+    returns, waiting, seen, count = np.zeros(len(seeds)), iter(range(len(seeds))), [], 0
+    discrete = isinstance(envs[0].action_space, gymnasium.spaces.Discrete)
+    shape = envs[0].action_space.shape
+    active: list[tuple[gymnasium.Env, int]] = []
+    observations: list[Any] = []
+    for e in envs:
+        k = next(waiting)
+        active.append((e, k))
+        observations.append(e.reset(seed=seeds[k])[0])
+    while active:
+        batch = _stack(observations)
+        if count < record:
+            seen.append(batch)
+            count += len(active)
+        actions = np.asarray(policy(batch))
+        following, kept = [], []
+        for (e, k), action in zip(active, actions, strict=True):
+            o, reward, terminated, truncated, _ = e.step(int(action) if discrete else action.reshape(shape))
+            returns[k] += float(reward)
+            if terminated or truncated:
+                advance(1)
+                nxt = next(waiting, None)
+                if nxt is None:
+                    continue
+                o, k = e.reset(seed=seeds[nxt])[0], nxt
+            following.append(o)
+            kept.append((e, k))
+        observations, active = following, kept
+    return returns, _concatenate(seen)
+
+
+def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None) -> np.ndarray:
+    """Returns of uniformly random actions."""
+    e = make(env, arguments)
+    e.action_space.seed(seeds[0])
+    rng = np.random.default_rng(seeds[0])
+    space = e.action_space
+    bounded = isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    try:
+        draw: Callable[[int], np.ndarray] = lambda n: np.stack([  # noqa: E731
+            rng.uniform(space.low, space.high).astype(space.dtype) if bounded else space.sample() for _ in range(n)])  # type: ignore[attr-defined]
+        return episodes(lambda o: draw(len(next(iter(o.values())) if isinstance(o, dict) else o)), env, seeds, arguments)[0]
+    finally:
+        e.close()
+
+
+def action_width(env: str, arguments: dict[str, Any] | None, actions: np.ndarray) -> np.ndarray | None:
+    """None for discrete actions; else high - low of each, or the range that was used where the space is unbounded."""
+    e = make(env, arguments)
+    space = e.action_space
+    e.close()
+    if not isinstance(space, gymnasium.spaces.Box):
+        return None
+    width = space.high.astype(np.float64) - space.low
+    used = np.maximum(np.ptp(actions.reshape(len(actions), -1), axis=0).reshape(width.shape), 1e-9)
+    return np.where(np.isfinite(width), width, used)
+
+
+def _stack(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {k: np.stack([o[k] for o in observations]) for k in observations[0]}
+    return np.stack(observations)
+
+
+def _concatenate(batches: list[Any]) -> Any:
+    if batches and isinstance(batches[0], dict):
+        return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    return np.concatenate(batches) if batches else np.zeros(0)
