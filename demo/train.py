@@ -1,6 +1,6 @@
-"""Train the demo's policy: SAC on HalfCheetah-v5, one core, about 45 minutes; keep the actor alone (under 400 KB).
+"""Train the demo's policy: SAC on HalfCheetah-v5, one core, about 35 minutes; keep the actor alone (under 400 KB).
 
-    python demo/train.py [--minutes 45] [--out demo/halfcheetah.zip]
+    python demo/train.py [--minutes 35] [--out demo/halfcheetah.zip]
 
 The zip is an ordinary Stable-Baselines3 archive, less the critics, the optimizers and everything pickled. The best of the
 checkpoints of the last half of the training (mean return of 5 deterministic episodes, seeds 1000-1004) is kept.
@@ -63,7 +63,7 @@ class KeepBest(BaseCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "halfcheetah.zip")
     options = parser.parse_args()
     torch.set_num_threads(1)

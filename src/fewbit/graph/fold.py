@@ -34,7 +34,7 @@ def fold(model: ir.Model) -> ir.Model:
     graph = model.graph
     changed = True
     while changed:
-        changed = any([step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, _unused)])
+        changed = any([step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, remove_unused)])
     return model
 
 
@@ -199,7 +199,8 @@ def _quantile_mean(graph: ir.Graph) -> bool:
     return _each(graph, rewrite)
 
 
-def _unused(graph: ir.Graph) -> bool:
+def remove_unused(graph: ir.Graph) -> bool:
+    """Nodes and initializers that no output needs; True where something went."""
     removed = False
     for node in reversed(list(graph)):
         if not any(o.uses() or o in graph.outputs for o in node.outputs):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
-from fewbit.graph.fold import add_constant, const
+from fewbit.graph.fold import add_constant, const, remove_unused
 from fewbit.numerics import affine, semantics
 from fewbit.solvers import rtn
 
@@ -101,6 +101,7 @@ def write(model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Schem
         _insert(graph, end, np.float32(2.0**-15), 0, affine.FORMATS["int16"], list(end.uses()))
     for layer in todo:
         _quantize_weight(graph, layer.gemm, scales[id(layer)], affine.FORMATS[scheme.weights])
+    remove_unused(graph)
     return model
 
 

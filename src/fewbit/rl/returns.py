@@ -1,6 +1,7 @@
 """Episodes of a policy in a Gymnasium environment, many environments stepped with one batched call of the policy."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,9 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             warnings.simplefilter("ignore")
             if ":" in env:
                 importlib.import_module(env.split(":")[0])
-            return gymnasium.make(env, **(arguments or {}))
+            made = gymnasium.make(env, **(arguments or {}))
+            _hush_mujoco()
+            return made
     except ImportError as e:
         missing = next((x for word, x in _EXTRAS.items() if word in str(e)), None)
         hint = f'run: pip install "fewbit[{missing}]"' if missing else "install the package that provides it, or put it on PYTHONPATH"
@@ -35,6 +38,13 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
             raise FewbitError(f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"') from None
         raise FewbitError(f"environment {env} cannot be made: {str(e).splitlines()[0][:200]}") from None
+
+
+def _hush_mujoco() -> None:
+    """MuJoCo prints a line for every deprecated word in a robot's file; the other warnings still reach standard error."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and hasattr(mujoco, "set_mju_user_warning"):
+        mujoco.set_mju_user_warning(lambda m: None if "deprecated" in m else print(m, file=sys.stderr))
 
 
 def check(env: str, space: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> None:

@@ -1,0 +1,26 @@
+"""Where the real policies are: FEWBIT_ZOO (default ../shared/zoo) and ../shared/robots; tests say so when they skip."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ZOO = Path(os.environ.get("FEWBIT_ZOO", ROOT.parent / "shared" / "zoo"))
+ROBOTS = ZOO.parent / "robots"
+sys.path.append(str(ROBOTS))
+
+
+@pytest.fixture
+def zoo() -> Path:
+    if not ZOO.is_dir():
+        pytest.skip(f"no policy zoo at {ZOO}; set FEWBIT_ZOO")
+    return ZOO
+
+
+@pytest.fixture
+def robots() -> Path:
+    if not ROBOTS.is_dir():
+        pytest.skip(f"no robots at {ROBOTS}")
+    return ROBOTS

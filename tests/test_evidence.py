@@ -1,0 +1,38 @@
+"""The verdict's interval covers the truth at its stated rate, and kept falls when a policy acts worse."""
+
+import numpy as np
+import pytest
+
+from fewbit.rl.evidence import judge
+
+SHAPES = {
+    "normal": lambda rng, n: rng.normal(0, 1, n),
+    "skewed": lambda rng, n: 1 - rng.exponential(1, n),
+    "two humps": lambda rng, n: np.where(rng.random(n) < 0.3, -1.5, 0.65) + rng.normal(0, 0.1, n),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [20, 120])
+def test_interval_covers_the_truth(shape, n):
+    rng, truth, hits = np.random.default_rng(0), 0.9, 0
+    draw = SHAPES[shape]
+    for trial in range(300):
+        f, q, r = 100 + 15 * draw(rng, n), 90 + 15 * draw(rng, n), draw(rng, 20)
+        found = judge(f, q, r, 0.95, trial)
+        hits += found.low <= truth <= found.high
+    print(f"{shape}, {n} episodes: covered {hits / 300:.1%} of the time")
+    assert 0.91 <= hits / 300 <= 0.99  # 95% within three standard errors (1.26%) of 300 trials
+
+
+def test_negative_returns_reward_no_harm():
+    rng = np.random.default_rng(0)
+    random, f = rng.normal(-1200, 100, 20), rng.normal(-150, 20, 30)
+    assert judge(f, f - 100, random, 0.95).kept < judge(f, f - 10, random, 0.95).kept < 1
+    assert judge(f, f - 300, random, 0.95).verdict == "fail"
+
+
+def test_equal_returns_pass_and_a_float_policy_like_random_is_undecided():
+    f = np.full(20, 500.0)
+    assert judge(f, f, np.full(20, 20.0), 0.95).verdict == "pass"
+    assert judge(f, f, f + np.arange(20), 0.95).kept is None

@@ -1,0 +1,109 @@
+"""Every real policy: captured = Stable-Baselines3's predict; artifact = ONNX Runtime layer by layer; returns as published."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import ROBOTS, ZOO
+from onnx.utils import Extractor
+
+import fewbit
+from fewbit import pipeline, sources
+from fewbit.engine import reference
+from fewbit.engine.load import load
+from fewbit.engine.lower import lower
+from fewbit.engine.program import Linear
+from fewbit.graph import calibrate, qdq
+from fewbit.rl import returns
+
+RUN_IN = {"LunarLander-v2": "LunarLander-v3", "LunarLanderContinuous-v2": "LunarLanderContinuous-v3", "HalfCheetah-v3": "HalfCheetah-v5",
+          "Walker2d-v3": "Walker2d-v4", "Hopper-v3": "Hopper-v5", "Humanoid-v3": "Humanoid-v4", "CartPole-v1": "CartPole-v1",
+          "Pendulum-v1": "Pendulum-v1", "BipedalWalker-v3": "BipedalWalker-v3"}
+AGENTS = sorted(p.relative_to(ZOO).as_posix() for p in ZOO.glob("*/*/*.zip"))
+
+
+def observations(source: sources.Source, name: str) -> dict[str, np.ndarray]:
+    """1000 real observations where the environment runs, seeded normal ones otherwise."""
+    policy, env = load(source.model, "onnxruntime"), RUN_IN.get(name)
+    if env is None:
+        rng = np.random.default_rng(0)
+        return {k: rng.normal(size=(1000, *shape)).astype(np.float32) for k, shape in policy.inputs.items()}
+    states = returns.episodes(policy, env, range(20), record=1000, inputs=policy.inputs)[1]
+    return {next(iter(policy.inputs)): states[:1000].astype(np.float32)}
+
+
+@pytest.mark.parametrize("agent", AGENTS or [pytest.param("none", marks=pytest.mark.skip(reason=f"no policy zoo at {ZOO}"))])
+def test_captured_and_quantized(agent):
+    from fewbit.sources import sb3
+    from fewbit.sources.normalizer import read
+
+    path = ZOO / agent
+    source = sources.load(path)
+    feeds = observations(source, path.parent.name)
+    beside = path.with_name("vecnormalize.pkl")
+    normalizer = read(beside) if beside.exists() else None
+    single = len(feeds) == 1
+    seen = {k: v if normalizer is None else normalizer.apply("" if single else k, v).astype(np.float32) for k, v in feeds.items()}
+    policy = sb3.build(path)
+    want, _ = policy.predict(next(iter(seen.values())) if single else seen, deterministic=True)
+    got = load(source.model, "onnxruntime")(feeds)
+    if want.dtype.kind == "i":
+        assert (got == want).all()
+    else:
+        assert np.abs(got - want).max() <= 1e-5
+    equal = layer_by_layer(source, feeds)
+    print(f"{agent}: captured within {np.abs(got - want).max():.1e} of predict; {equal:.3%} of layer codes equal ONNX Runtime's")
+
+
+def layer_by_layer(source: sources.Source, feeds: dict[str, np.ndarray]) -> float:
+    """Assert at most one code from unoptimised ONNX Runtime, fed the reference's codes; the share that is equal."""
+    quantized = qdq.write(source.model.clone(), calibrate.ranges(source.model, feeds, qdq.tensors(source.model)), qdq.Scheme())
+    program = lower(quantized)
+    registers = reference.run(program, feeds)
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(quantized))
+    same = total = 0
+    for step in program.steps:
+        if isinstance(step, Linear) and step.format is not None:
+            one = Extractor(proto).extract_model([step.x], [step.out])
+            theirs = calibrate.session(one, optimise=False).run(None, {step.x: registers[step.x]})[0]
+            difference = np.abs(theirs.astype(np.int64) - registers[step.out])
+            assert difference.max() <= 1, step.out
+            same, total = same + int((difference == 0).sum()), total + difference.size
+    return same / max(total, 1)
+
+
+def test_go1_runs_and_is_exact(robots):
+    artifact = pipeline.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", episodes=4)
+    record = artifact.record["evidence"]
+    assert 900 < record["return_float"]["mean"] < 960 and record["return_quantized"]["mean"] > 850 and record["exact"]
+
+
+@pytest.mark.parametrize("agent, published, worse", [("sac/HalfCheetah-v3", 9400, True), ("tqc/HalfCheetah-v3", 12100, True)])
+def test_returns_reproduce_the_published_and_round_to_nearest_costs_some(zoo, agent, published, worse, tmp_path):
+    artifact = fewbit.quantize(zoo / agent / "HalfCheetah-v3.zip", env="HalfCheetah-v5", episodes=20)
+    artifact.save(tmp_path / "a.onnx")
+    record = fewbit.evaluate(tmp_path / "a.onnx", "HalfCheetah-v5", zoo / agent / "HalfCheetah-v3.zip", episodes=10)
+    assert abs(record["return_float"]["mean"] - published) < 0.03 * published
+    assert record["kept"] < 0.95 and record["verdict"] == "fail"
+    assert record["size_bytes"] == (tmp_path / "a.onnx").stat().st_size < record["size_float_bytes"] / 2
+
+
+def test_the_same_recipe_writes_the_same_bytes(zoo):
+    one, two = (pipeline.quantize(zoo / "ppo/CartPole-v1/CartPole-v1.zip", "CartPole-v1", episodes=2) for _ in range(2))
+    for a in (one, two):
+        a.record.pop("evidence")  # holds a latency
+    assert one.to_bytes() == two.to_bytes()
+
+
+def test_a_torch_module_and_an_artifact_without_environment():
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(7, 33), torch.nn.ELU(), torch.nn.Linear(33, 5), torch.nn.Sigmoid())
+    x = np.random.default_rng(0).normal(size=(500, 7)).astype(np.float32)
+    artifact = fewbit.quantize(net, observations=x)
+    assert np.abs(load(artifact.model)(x) - net(torch.tensor(x)).detach().numpy()).max() < 0.02
+    assert lower(artifact.model).exact and not lower(sources.load(net).model).exact
+
+
+def test_robots_folder_is_where_it_should_be():
+    assert ROBOTS.is_dir() or not ZOO.is_dir()
