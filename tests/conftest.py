@@ -12,6 +12,15 @@ ROBOTS = ZOO.parent / "robots"
 sys.path.append(str(ROBOTS))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """The table of every real policy: what the tests measured, not only that they passed."""
+    reports = [r for group in ("passed", "failed") for r in terminalreporter.stats.get(group, [])]
+    rows = sorted(str(v) for r in reports for k, v in getattr(r, "user_properties", []) if k == "measured")
+    if rows:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(rows))
+
+
 @pytest.fixture
 def zoo() -> Path:
     if not ZOO.is_dir():

@@ -20,8 +20,16 @@ def test_equals_the_onnx_reference(name, x, scale, zero):
     fmt = affine.FORMATS[name]
     kind = helper.np_dtype_to_tensor_dtype(fmt.dtype)
     node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", 1, None), helper.make_tensor_value_info("s", 1, []),
-                              helper.make_tensor_value_info("z", kind, [])], [helper.make_tensor_value_info("q", kind, None)])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [
+            helper.make_tensor_value_info("x", 1, None),
+            helper.make_tensor_value_info("s", 1, []),
+            helper.make_tensor_value_info("z", kind, []),
+        ],
+        [helper.make_tensor_value_info("q", kind, None)],
+    )
     model = helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
     want = ReferenceEvaluator(model).run(None, {"x": x, "s": np.float32(scale), "z": np.array(zero, fmt.dtype)})[0]
     assert np.array_equal(affine.quantize(x, np.float32(scale), zero, fmt), want)

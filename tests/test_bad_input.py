@@ -1,5 +1,6 @@
 """Bad input: one line that says what is wrong, exit 2 (130 for Ctrl-C), nothing half written, nothing executed."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -35,8 +36,15 @@ def test_files_that_are_no_policy(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as z:
         z.writestr("readme", "hello")
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x08\x12")
-    for name, says in [("none.zip", "no such file"), ("text.zip", "not a zip file"), ("cut.zip", "not a zip file"),
-                       ("other.zip", "no Stable-Baselines3 model"), ("cut.onnx", "not"), (".", "is a folder"), ("a.pt", "no such file")]:
+    for name, says in [
+        ("none.zip", "no such file"),
+        ("text.zip", "not a zip file"),
+        ("cut.zip", "not a zip file"),
+        ("other.zip", "no Stable-Baselines3 model"),
+        ("cut.onnx", "not"),
+        (".", "is a folder"),
+        ("a.pt", "no such file"),
+    ]:
         refused("quantize", tmp_path / name, "-o", tmp_path / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says=says)
 
 
@@ -47,7 +55,9 @@ def test_environments_and_options(tmp_path):
     refused(*go, "--env", "Nosuch-v0", folder=tmp_path, says="cannot be made")
     refused(*go, folder=tmp_path, says="--env ID or --observations")
     refused(*go, "--env", "HalfCheetah-v5", "--weights", "int99", folder=tmp_path, says="choose one of")
-    refused("quantize", DEMO, "-o", tmp_path / "no" / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="does not exist")
+    refused(
+        "quantize", DEMO, "-o", tmp_path / "no" / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="does not exist"
+    )
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 
@@ -57,7 +67,11 @@ def test_observations(tmp_path):
     x[3, 2] = np.nan
     np.save(tmp_path / "nan.npy", x)
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    for name, says in [("wrong.npy", "[5, 3], the policy takes [n, 17]"), ("nan.npy", "element (3, 2) is nan"), ("objects.npy", "not a .npy array")]:
+    for name, says in [
+        ("wrong.npy", "[5, 3], the policy takes [n, 17]"),
+        ("nan.npy", "element (3, 2) is nan"),
+        ("objects.npy", "not a .npy array"),
+    ]:
         refused("quantize", DEMO, "-o", tmp_path / "out.onnx", "--observations", tmp_path / name, folder=tmp_path, says=says)
 
 
@@ -73,7 +87,16 @@ def test_a_pickle_that_would_execute_code_does_not(tmp_path):
     ran = tmp_path / "ran"
     (tmp_path / "policy.zip").write_bytes(DEMO.read_bytes())
     (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(Evil(ran)))
-    refused("quantize", tmp_path / "policy.zip", "-o", tmp_path / "o.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="could execute code")
+    refused(
+        "quantize",
+        tmp_path / "policy.zip",
+        "-o",
+        tmp_path / "o.onnx",
+        "--env",
+        "HalfCheetah-v5",
+        folder=tmp_path,
+        says="could execute code",
+    )
     with zipfile.ZipFile(DEMO) as z, zipfile.ZipFile(tmp_path / "evil.zip", "w") as out:
         out.writestr("data", z.read("data"))
         out.writestr("policy.pth", pickle.dumps(Evil(ran)))
@@ -94,22 +117,33 @@ def test_a_truncated_normalizer_and_a_truncated_onnx_never_crash(tmp_path, zoo):
     rng = np.random.default_rng(0)
     for trial in range(200):
         data = bytearray(artifact[: rng.integers(len(artifact))] if trial % 2 else artifact)
-        data[int(rng.integers(len(data))) if data else 0 :][:1] = b""
         if data:
             data[int(rng.integers(len(data)))] ^= int(rng.integers(1, 256))
         (tmp_path / "a.onnx").write_bytes(bytes(data))
-        try:
+        with contextlib.suppress(fewbit.FewbitError):
             fewbit.load(tmp_path / "a.onnx")(np.zeros((1, 4), np.float32))
-        except fewbit.FewbitError:
-            pass
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
-    run = subprocess.Popen([*FEWBIT, "quantize", str(DEMO), "-o", str(tmp_path / "out.onnx"), "--env", "HalfCheetah-v5", "--episodes", "100000",
-                            "--keep", "0.9"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [
+            *FEWBIT,
+            "quantize",
+            str(DEMO),
+            "-o",
+            str(tmp_path / "out.onnx"),
+            "--env",
+            "HalfCheetah-v5",
+            "--episodes",
+            "100000",
+            "--seed",
+            "1",
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     time.sleep(6)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
-    assert run.returncode in (130, 0, 1)  # it may have finished first on a fast machine
-    if run.returncode == 130:
-        assert "interrupted" in err and list(tmp_path.iterdir()) == []
+    assert run.returncode == 130 and "interrupted" in err and list(tmp_path.iterdir()) == []

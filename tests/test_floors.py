@@ -6,8 +6,16 @@ import sys
 
 from conftest import ROOT
 
-FLOORS = [{"errors", "numerics"}, {"solvers"}, {"graph"}, {"sources", "engine", "train"}, {"targets", "rl", "llm"}, {"pipeline", "search", "plan", "bench"},
-          {"report"}, {"cli"}]
+FLOORS = [
+    {"errors", "numerics"},
+    {"solvers"},
+    {"graph"},
+    {"sources", "engine", "train"},
+    {"targets", "rl", "llm"},
+    {"pipeline", "search", "plan", "bench"},
+    {"report"},
+    {"cli"},
+]
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -26,5 +34,7 @@ def test_no_import_climbs():
 
 
 def test_the_engine_needs_no_torch():
-    code = "import sys; sys.modules['torch'] = sys.modules['gymnasium'] = None; import fewbit.engine.load, fewbit.numerics.semantics"
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['gymnasium'] = None; import fewbit.engine.load, fewbit.numerics.semantics"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -45,14 +45,23 @@ def test_s3_edges():
         s.multiplier(2.0**23, 100)
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(["int8", "uint8", "int16"]), st.integers(-3, 3))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["int8", "uint8", "int16"]),
+    st.integers(-3, 3),
+)
 def test_s2_accumulates_exactly(n_in, n_out, seed, name, zero):
     rng, fmt = np.random.default_rng(seed), FORMATS[name]
     x = rng.choice([fmt.quant_min, fmt.quant_max, 0, 1], (3, n_in)).astype(fmt.dtype)
     w = rng.choice([-128, 127, 0, -1], (n_out, n_in)).astype(np.int8)
     b = rng.integers(-(2**30), 2**30, n_out)
     got = s.accumulate(x, zero, w, 0, b)
-    want = [[sum(int(wi) * (int(xi) - zero) for wi, xi in zip(row, obs, strict=True)) + int(bi) for row, bi in zip(w, b, strict=True)] for obs in x]
+    want = [
+        [sum(int(wi) * (int(xi) - zero) for wi, xi in zip(row, obs, strict=True)) + int(bi) for row, bi in zip(w, b, strict=True)]
+        for obs in x
+    ]
     assert got.tolist() == want
     assert np.abs(got).max() <= s.accumulator_bound(w, 0, b, fmt, zero)
 

@@ -5,7 +5,12 @@ from typing import Any
 from fewbit.errors import FewbitError
 
 __all__ = ["FewbitError", "Scheme", "evaluate", "load", "quantize"]
-_WHERE = {"quantize": "fewbit.pipeline", "evaluate": "fewbit.pipeline", "load": "fewbit.engine.load", "Scheme": "fewbit.graph.qdq"}
+_WHERE = {
+    "quantize": "fewbit.pipeline",
+    "evaluate": "fewbit.pipeline",
+    "load": "fewbit.engine.load",
+    "Scheme": "fewbit.graph.qdq",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -54,9 +54,19 @@ class Artifact:
         return ir.to_proto(self.model).SerializeToString(deterministic=True)
 
 
-def quantize(source: Any, env: str | None = None, observations: str | Path | np.ndarray | None = None, scheme: qdq.Scheme | None = None,
-             normalizer: str | Path | None = None, env_args: dict[str, Any] | None = None, keep: float = 0.95, episodes: int = 100,
-             seed: int = 0, observation_shape: tuple[int, ...] | None = None, progress: Progress = _silent) -> Artifact:
+def quantize(
+    source: Any,
+    env: str | None = None,
+    observations: str | Path | np.ndarray | None = None,
+    scheme: qdq.Scheme | None = None,
+    normalizer: str | Path | None = None,
+    env_args: dict[str, Any] | None = None,
+    keep: float = 0.95,
+    episodes: int = 100,
+    seed: int = 0,
+    observation_shape: tuple[int, ...] | None = None,
+    progress: Progress = _silent,
+) -> Artifact:
     """Round-to-nearest quantization of a source, calibrated in env or on observations [n, ...]; measured where env is given."""
     scheme = scheme or qdq.Scheme()
     _check_scheme(scheme)
@@ -65,9 +75,18 @@ def quantize(source: Any, env: str | None = None, observations: str | Path | np.
     original = sources.load(source, normalizer, observation_shape)
     feeds = _calibration(original, env, observations, env_args, seed)
     quantized = qdq.write(original.model.clone(), calibrate.ranges(original.model, feeds, qdq.tensors(original.model)), scheme)
-    recipe = {"source": original.name, "source_sha256": original.digest, "method": "rtn", "weights": scheme.weights,
-              "activations": scheme.activations, "inputs": scheme.inputs, "env": env, "env_args": env_args or {}, "seed": seed,
-              "calibration_sha256": sources.digest(*(v.tobytes() for v in feeds.values()))}
+    recipe = {
+        "source": original.name,
+        "source_sha256": original.digest,
+        "method": "rtn",
+        "weights": scheme.weights,
+        "activations": scheme.activations,
+        "inputs": scheme.inputs,
+        "env": env,
+        "env_args": env_args or {},
+        "seed": seed,
+        "calibration_sha256": sources.digest(*(v.tobytes() for v in feeds.values())),
+    }
     artifact = Artifact(quantized, {"format": 1, "recipe": recipe, "contract": original.contract})
     if env is not None:
         artifact.record["evidence"] = measure(artifact.model, original.model, env, env_args, keep, episodes, seed, True, progress)
@@ -76,8 +95,17 @@ def quantize(source: Any, env: str | None = None, observations: str | Path | np.
     return artifact
 
 
-def evaluate(artifact: str | Path | Artifact, env: str, against: Any = None, env_args: dict[str, Any] | None = None, keep: float = 0.95,
-             episodes: int = 100, seed: int = 0, normalizer: str | Path | None = None, progress: Progress = _silent) -> dict[str, Any]:
+def evaluate(
+    artifact: str | Path | Artifact,
+    env: str,
+    against: Any = None,
+    env_args: dict[str, Any] | None = None,
+    keep: float = 0.95,
+    episodes: int = 100,
+    seed: int = 0,
+    normalizer: str | Path | None = None,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
     """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence"."""
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
@@ -86,8 +114,17 @@ def evaluate(artifact: str | Path | Artifact, env: str, against: Any = None, env
     return found | {"size_bytes": size}
 
 
-def measure(model: ir.Model, original: ir.Model | None, env: str, env_args: dict[str, Any] | None, keep: float, episodes: int, seed: int,
-            stop_early: bool, progress: Progress) -> dict[str, Any]:
+def measure(
+    model: ir.Model,
+    original: ir.Model | None,
+    env: str,
+    env_args: dict[str, Any] | None,
+    keep: float,
+    episodes: int,
+    seed: int,
+    stop_early: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     """Episodes in rounds (a pilot of 20, then as many as the verdict needs) up to the cap; fidelity, size and latency."""
     from fewbit.rl import returns
 
@@ -97,7 +134,8 @@ def measure(model: ir.Model, original: ir.Model | None, env: str, env_args: dict
         raise FewbitError(f"--keep {keep}: give a share between 0 and 1")
     program = lower(model)
     quantized, floating = load_policy(model), load_policy(original, "onnxruntime") if original is not None else None
-    q, f, seen = np.zeros(0), np.zeros(0), []
+    q, f = np.zeros(0), np.zeros(0)
+    seen: list[Any] = []
     random = np.zeros(0)
     target, found = min(PILOT if stop_early else episodes, episodes), None
     while len(q) < target:
@@ -114,13 +152,27 @@ def measure(model: ir.Model, original: ir.Model | None, env: str, env_args: dict
         found = evidence.judge(f, q, random, keep, seed)
         if stop_early and found.verdict == "undecided":
             target = min(episodes, max(len(q) + 1, evidence.episodes_needed(found, len(q), keep)))
-    record: dict[str, Any] = {"env": env, "return_quantized": _summary(q), "packed_bytes": packed_bytes(program), "exact": program.exact,
-                              "latency_us": _latency(load_policy(model, "onnxruntime")), "latency_executor": "onnxruntime",
-                              "versions": _versions(), "seeds": [seed, seed + len(q) - 1]}
+    record: dict[str, Any] = {
+        "env": env,
+        "return_quantized": _summary(q),
+        "packed_bytes": packed_bytes(program),
+        "exact": program.exact,
+        "latency_us": _latency(load_policy(model, "onnxruntime")),
+        "latency_executor": "onnxruntime",
+        "versions": _versions(),
+        "seeds": [seed, seed + len(q) - 1],
+    }
     if floating is not None and found is not None and original is not None:
-        record |= {"return_float": _summary(f), "return_random": _summary(random), "kept": found.kept, "keep": keep,
-                   "kept_ci95": [found.low, found.high], "verdict": found.verdict, "latency_float_us": _latency(floating),
-                   "size_float_bytes": len(ir.to_proto(original).SerializeToString())}
+        record |= {
+            "return_float": _summary(f),
+            "return_random": _summary(random),
+            "kept": found.kept,
+            "keep": keep,
+            "kept_ci95": [found.low, found.high],
+            "verdict": found.verdict,
+            "latency_float_us": _latency(floating),
+            "size_float_bytes": len(ir.to_proto(original).SerializeToString()),
+        }
         record |= _fidelity(quantized, floating, original, returns._concatenate(seen), env, env_args)
     return record
 
@@ -135,7 +187,9 @@ def _stepper(progress: Progress, what: str, start: int, of: int) -> Callable[[in
     return advance
 
 
-def _fidelity(quantized: Policy, floating: Policy, original: ir.Model, states: Any, env: str, env_args: dict[str, Any] | None) -> dict[str, Any]:
+def _fidelity(
+    quantized: Policy, floating: Policy, original: ir.Model, states: Any, env: str, env_args: dict[str, Any] | None
+) -> dict[str, Any]:
     """Action fidelity on the float policy's own states, beside the noise floor: its weights perturbed by 2^-12."""
     from fewbit.rl.returns import action_width
 
@@ -145,13 +199,18 @@ def _fidelity(quantized: Policy, floating: Policy, original: ir.Model, states: A
     for value in noisy.graph.initializers.values():
         array = value.const_value.numpy() if value.const_value is not None else None
         if array is not None and array.dtype == np.float32 and array.ndim == 2:
-            value.const_value = ir.tensor((array * (1 + 2.0**-12 * rng.standard_normal(array.shape))).astype(np.float32), name=value.name)
+            value.const_value = ir.tensor(
+                (array * (1 + 2.0**-12 * rng.standard_normal(array.shape))).astype(np.float32), name=value.name
+            )
     actions = _batched(floating, cut)
     width = action_width(env, env_args, actions)
     measured = evidence.fidelity(actions, _batched(quantized, cut), width)
     floor = evidence.fidelity(actions, _batched(load_policy(noisy, "onnxruntime"), cut), width)
-    return measured | {"fidelity_states": len(actions), "fidelity_met": evidence.faithful(measured),
-                       "fidelity_noise_floor": next(iter(floor.values()))}
+    return measured | {
+        "fidelity_states": len(actions),
+        "fidelity_met": evidence.faithful(measured),
+        "fidelity_noise_floor": next(iter(floor.values())),
+    }
 
 
 def _batched(policy: Policy, states: Any, size: int = 4096) -> np.ndarray:
@@ -178,7 +237,11 @@ def _latency(policy: Policy, calls: int = 300) -> float:
 
 def packed_bytes(program: Any) -> int:
     """Bytes of weights, biases and tables as integers, without the file around them."""
-    arrays = [a for step in program.steps for a in (getattr(step, "weight", None), getattr(step, "bias", None), getattr(step, "knots", None))]
+    arrays = [
+        a
+        for step in program.steps
+        for a in (getattr(step, "weight", None), getattr(step, "bias", None), getattr(step, "knots", None))
+    ]
     return int(sum(a.nbytes for a in arrays if a is not None))
 
 
@@ -195,19 +258,26 @@ def _versions() -> dict[str, str]:
 
 
 def _check_scheme(scheme: qdq.Scheme) -> None:
-    for option, name, allowed in (("--weights", scheme.weights, ("int8", "int6", "int4", "int3", "int2")),
-                                  ("--activations", scheme.activations, ("uint8", "int8")), ("--inputs", scheme.inputs, ("int16", "int8"))):
+    for option, name, allowed in (
+        ("--weights", scheme.weights, ("int8", "int6", "int4", "int3", "int2")),
+        ("--activations", scheme.activations, ("uint8", "int8")),
+        ("--inputs", scheme.inputs, ("int16", "int8")),
+    ):
         if name not in FORMATS or name not in allowed:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
 
 
-def _calibration(original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int) -> dict[str, np.ndarray]:
+def _calibration(
+    original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int
+) -> dict[str, np.ndarray]:
     policy = load_policy(original.model, "onnxruntime")
     if observations is not None:
         given = observations if isinstance(observations, np.ndarray) else read_observations(Path(observations))
         name, shape = next(iter(policy.inputs.items()))
         if given.shape[1:] != tuple(shape) or not len(given):
-            raise FewbitError(f"the observations have shape {list(given.shape)}, the policy takes [n, {', '.join(map(str, shape))}]")
+            raise FewbitError(
+                f"the observations have shape {list(given.shape)}, the policy takes [n, {', '.join(map(str, shape))}]"
+            )
         check_finite(given, "observations")
         return {name: given.astype(np.float32)}
     from fewbit.rl import returns

@@ -14,8 +14,14 @@ class Bar:
     """A progress callback with one bar a task; use as a context."""
 
     def __init__(self) -> None:
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} episodes"),
-                                  TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} episodes"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> "Bar":
@@ -58,16 +64,34 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
             table.add_row(key.replace("_", " "), f"{r['mean']:.1f} ± {r['se']:.1f} (standard error, {r['n']} episodes)")
     if record.get("kept") is not None:
         low, high = record["kept_ci95"]
-        table.add_row("kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}   {record['verdict']} at {record['keep']:.0%}")
+        table.add_row(
+            "kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}   {record['verdict']} at {record['keep']:.0%}"
+        )
     elif "verdict" in record:
         table.add_row("kept", "undefined: the float policy is not measurably better than random actions")
     if "action_agreement" in record:
-        table.add_row("same action", f"{record['action_agreement']:.2%} of {record['fidelity_states']} states (noise floor {record['fidelity_noise_floor']:.2%})")
+        table.add_row(
+            "same action",
+            f"{record['action_agreement']:.2%} of {record['fidelity_states']} states "
+            f"(noise floor {record['fidelity_noise_floor']:.2%})",
+        )
     if "action_rmse" in record:
-        table.add_row("action error", f"{record['action_rmse']:.3%} of the range, RMSE over {record['fidelity_states']} states (noise floor {record['fidelity_noise_floor']:.3%})")
+        table.add_row(
+            "action error",
+            f"{record['action_rmse']:.3%} of the range, RMSE over {record['fidelity_states']} states "
+            f"(noise floor {record['fidelity_noise_floor']:.3%})",
+        )
     if "size_bytes" in record:
         size = f"{record['size_bytes']:,} bytes"
-        table.add_row("file", size + (f" (float {record['size_float_bytes']:,}; codes alone {record['packed_bytes']:,})" if "size_float_bytes" in record else ""))
+        table.add_row(
+            "file",
+            size
+            + (
+                f" (float {record['size_float_bytes']:,}; codes alone {record['packed_bytes']:,})"
+                if "size_float_bytes" in record
+                else ""
+            ),
+        )
     if "latency_us" in record:
         latency = f"{record['latency_us']:.1f} us an action in {record['latency_executor']}"
         table.add_row("latency", latency + (f" (float {record['latency_float_us']:.1f})" if "latency_float_us" in record else ""))

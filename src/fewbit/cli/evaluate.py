@@ -23,6 +23,8 @@ def evaluate(
     from fewbit import pipeline
 
     with common.Bar() as bar:
-        record = pipeline.evaluate(artifact, env, against, common.environment_arguments(env_arg), keep or 0.95, episodes, seed, normalizer, bar)
+        record = pipeline.evaluate(
+            artifact, env, against, common.environment_arguments(env_arg), keep or 0.95, episodes, seed, normalizer, bar
+        )
     common.show(record, json)
     return common.status(record, keep is not None)

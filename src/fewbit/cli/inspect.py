@@ -16,14 +16,18 @@ from fewbit.graph import metadata
 from fewbit.graph.read import read
 
 
-def inspect(artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
-            json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False) -> int:
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
     model = read(artifact)
     program, record = lower(model), metadata.read(model)
     steps = [describe(s) for s in program.steps]
     if json:
-        print(jsonlib.dumps({"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps} | record))
+        print(
+            jsonlib.dumps({"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps} | record)
+        )
         return 0
     console = Console()
     table = Table("step", "what", "codes", box=None, padding=(0, 2))
@@ -44,7 +48,11 @@ def describe(step: p.Step) -> tuple[str, str, str]:
             return "S1 entry", f"scale {step.scale:g}", step.format.name
         case p.Linear():
             shape = f"{step.weight.shape[1]} -> {step.weight.shape[0]}, |acc| < 2^{step.bound.bit_length()}"
-            return ("S7 exit" if step.format is None else "S2-S4 linear"), shape, "float32" if step.format is None else step.format.name
+            return (
+                ("S7 exit" if step.format is None else "S2-S4 linear"),
+                shape,
+                "float32" if step.format is None else step.format.name,
+            )
         case p.Table():
             return "S6 table", step.function, step.format.name
         case p.Dequantize():

@@ -7,8 +7,12 @@ import typer
 from fewbit.cli import evaluate, inspect, quantize
 from fewbit.errors import FewbitError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Take a trained network to few bits, measure what that cost, ship it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Take a trained network to few bits, measure what that cost, ship it.",
+)
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
@@ -16,7 +20,10 @@ app.command("inspect")(inspect.inspect)
 
 def main() -> None:
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        status = app(standalone_mode=False) or 0
+        if status == 130:  # newer typers turn Ctrl-C into this status themselves
+            raise KeyboardInterrupt
+        sys.exit(status)
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted; nothing was written", 130)
     except FewbitError as e:

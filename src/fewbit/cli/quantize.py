@@ -36,8 +36,18 @@ def quantize(
     if not out.parent.is_dir():
         raise FewbitError(f"{out}: the folder {out.parent} does not exist")
     with common.Bar() as bar:
-        artifact = pipeline.quantize(source, env, observations, Scheme(weights, activations, inputs), normalizer,
-                                     common.environment_arguments(env_arg), keep or 0.95, episodes, seed, progress=bar)
+        artifact = pipeline.quantize(
+            source,
+            env,
+            observations,
+            Scheme(weights, activations, inputs),
+            normalizer,
+            common.environment_arguments(env_arg),
+            keep or 0.95,
+            episodes,
+            seed,
+            progress=bar,
+        )
         artifact.save(out)
     record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}
     common.show(record, json, {"artifact": str(out)})

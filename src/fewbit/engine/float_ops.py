@@ -9,8 +9,28 @@ from typing import Any
 import numpy as np
 
 # One IEEE operation a number, the same bits on every machine: they may stand outside the integers without harm to "exact".
-EXACT = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Relu", "Neg", "Abs", "Concat", "Reshape", "Flatten", "Cast",
-         "ArgMax", "Squeeze", "Unsqueeze", "Identity", "Slice", "Transpose"}
+EXACT = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Min",
+    "Max",
+    "Clip",
+    "Relu",
+    "Neg",
+    "Abs",
+    "Concat",
+    "Reshape",
+    "Flatten",
+    "Cast",
+    "ArgMax",
+    "Squeeze",
+    "Unsqueeze",
+    "Identity",
+    "Slice",
+    "Transpose",
+}
 
 _CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
 

@@ -44,8 +44,16 @@ def load(model: str | Path | ir.Model, executor: str = "reference") -> Policy:
     from fewbit.graph.calibrate import session
 
     runner = session(ir.to_proto(model))
-    types = {i.name: np.uint8 if "uint8" in i.type else np.int64 if "int64" in i.type else np.float64 if "double" in i.type
-             else np.float32 for i in runner.get_inputs()}
+    types = {
+        i.name: np.uint8
+        if "uint8" in i.type
+        else np.int64
+        if "int64" in i.type
+        else np.float64
+        if "double" in i.type
+        else np.float32
+        for i in runner.get_inputs()
+    }
     name = runner.get_outputs()[0].name
 
     def run(feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -3,6 +3,8 @@
 `floats(value)` emits whatever leaves the value in a float register, `codes(value)` whatever leaves its integer codes.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -14,7 +16,9 @@ from fewbit.graph.fold import const
 from fewbit.numerics import semantics
 from fewbit.numerics.affine import FORMATS, IntFormat
 
-_FORMAT_OF = {np.dtype(f.dtype): f for f in (FORMATS["int8"], FORMATS["uint8"], FORMATS["int16"], FORMATS["uint16"], FORMATS["int32"])}
+_FORMAT_OF = {
+    np.dtype(f.dtype): f for f in (FORMATS["int8"], FORMATS["uint8"], FORMATS["int16"], FORMATS["uint16"], FORMATS["int32"])
+}
 
 
 def lower(model: ir.Model) -> Program:
@@ -35,10 +39,12 @@ class _Lowering:
         outputs = tuple(self.floats(v) for v in self.graph.outputs)
         shapes, dtypes = {}, {}
         for v in inputs:
-            dims = [d for d in (v.shape or [])][1:]
-            if v.shape is None or not all(isinstance(d, int) for d in dims):
-                raise FewbitError(f"input {v.name}: its shape {v.shape} is not fixed behind the batch; export it with fixed sizes")
-            shapes[v.name or ""] = tuple(int(d) for d in dims)
+            dims = [d for d in (v.shape or [])[1:] if isinstance(d, int)]
+            if v.shape is None or len(dims) != len(v.shape) - 1:
+                raise FewbitError(
+                    f"input {v.name}: its shape {v.shape} is not fixed behind the batch; export it with fixed sizes"
+                )
+            shapes[v.name or ""] = tuple(dims)
             dtypes[v.name or ""] = v.dtype.numpy() if v.dtype is not None else np.dtype(np.float32)
         return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact)
 
@@ -64,7 +70,9 @@ class _Lowering:
     def codes(self, value: ir.Value | None) -> str:
         node = value.producer() if value is not None else None
         if value is None or node is None or node.op_type != "QuantizeLinear":
-            raise FewbitError(f"value {value.name if value is not None else '?'}: integers that no QuantizeLinear made are not supported")
+            raise FewbitError(
+                f"value {value.name if value is not None else '?'}: integers that no QuantizeLinear made are not supported"
+            )
         name = value.name or ""
         if name not in self.made:
             source = node.inputs[0]
@@ -109,8 +117,9 @@ class _Lowering:
         if node.op_type != "Gemm" or len(node.inputs) != 3 or not node.attributes.get("transB"):
             return False
         makers = [i.producer() if i is not None else None for i in node.inputs]
-        return (all(m is not None and m.op_type == "DequantizeLinear" for m in makers)
-                and all(const(m.inputs[0]) is not None for m in makers[1:] if m is not None))
+        return all(m is not None and m.op_type == "DequantizeLinear" for m in makers) and all(
+            const(m.inputs[0]) is not None for m in makers[1:] if m is not None
+        )
 
     def _sixteen(self, root: ir.Value) -> bool:
         node = root.producer()
@@ -123,18 +132,27 @@ class _Lowering:
         weight, bias = const(w.inputs[0]), const(b.inputs[0])
         assert weight is not None and bias is not None
         if weight.ndim != 2 or sx.size != 1 or sw.size not in (1, len(weight)) or bias.shape != (len(weight),):
-            raise FewbitError(f"node {gemm.name}: weight {weight.shape}, its scale {sw.shape} and bias {bias.shape} do not fit together")
+            raise FewbitError(
+                f"node {gemm.name}: weight {weight.shape}, its scale {sw.shape} and bias {bias.shape} do not fit together"
+            )
         bound = semantics.accumulator_bound(weight, zw, bias, self._format(x), zx)
         rows = np.broadcast_to(sw.reshape(-1), len(weight)).astype(np.float64) * float(sx.reshape(-1)[0])
-        shared = dict(x=self.codes(x.inputs[0]), weight=weight.astype(np.int16) - np.int16(zw) if zw else weight, bias=bias,
-                      zero_input=zx, bound=bound)
+        shared: dict[str, Any] = dict(
+            x=self.codes(x.inputs[0]),
+            weight=weight.astype(np.int16) - np.int16(zw) if zw else weight,
+            bias=bias,
+            zero_input=zx,
+            bound=bound,
+        )
         name = gemm.outputs[0].name or ""
         if q is None:
             return self._emit(Linear(out=name, exit_scale=rows.astype(np.float32), **shared), integer=True)
         sy, zy = self._scale(q)
         pairs = [semantics.multiplier(r / float(sy.reshape(-1)[0]), bound) for r in rows]
         m, shift = (np.array(p, np.int64) for p in zip(*pairs, strict=True))
-        return self._emit(Linear(out=q.outputs[0].name or "", m=m, shift=shift, zero_point=zy, format=self._format(q), **shared), True)
+        return self._emit(
+            Linear(out=q.outputs[0].name or "", m=m, shift=shift, zero_point=zy, format=self._format(q), **shared), True
+        )
 
     def _table(self, function: Chain, end: ir.Value, q: ir.Node) -> str:
         root = function.root.producer()
@@ -145,7 +163,9 @@ class _Lowering:
         sy, zy = self._scale(q)
         m, shift = semantics.multiplier(float(scale) / semantics.TABLE_STEP / float(sy), 1 << 20)
         label = "+".join(n.op_type for n in function.nodes)
-        return self._emit(Table(self.codes(root.inputs[0]), q.outputs[0].name or "", knots, m, shift, zy, self._format(q), label), True)
+        return self._emit(
+            Table(self.codes(root.inputs[0]), q.outputs[0].name or "", knots, m, shift, zy, self._format(q), label), True
+        )
 
     def _quantize(self, source: ir.Value, q: ir.Node) -> str:
         scale, zero = self._scale(q)
@@ -162,7 +182,9 @@ class _Lowering:
         attributes = {k: a.value for k, a in node.attributes.items()}
         self.exact &= node.op_type in EXACT
         out = node.outputs[0].name or ""
-        return self._emit(Float(node.op_type, out, inputs, attributes), integer=any(isinstance(i, str) and i in self.integer for i in inputs))
+        return self._emit(
+            Float(node.op_type, out, inputs, attributes), integer=any(isinstance(i, str) and i in self.integer for i in inputs)
+        )
 
 
 def evaluate(function: Chain, end: ir.Value, x: np.ndarray) -> np.ndarray:

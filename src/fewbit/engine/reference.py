@@ -34,12 +34,14 @@ def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
             return affine.quantize(r[step.x], step.scale, step.zero_point, step.format)
         case Linear():
             acc = semantics.accumulate(r[step.x], step.zero_input, step.weight, 0, step.bias)
-            if step.format is None:
+            if step.exit_scale is not None:
                 return acc.astype(np.float32) * step.exit_scale
-            assert step.m is not None and step.shift is not None
+            assert step.format is not None and step.m is not None and step.shift is not None
             return semantics.requantize(acc, step.m, step.shift, step.zero_point, step.format)
         case Table():
-            return semantics.requantize(semantics.look_up(r[step.x], step.knots), step.m, step.shift, step.zero_point, step.format)
+            return semantics.requantize(
+                semantics.look_up(r[step.x], step.knots), step.m, step.shift, step.zero_point, step.format
+            )
         case Dequantize():
             return affine.dequantize(r[step.x], step.scale, step.zero_point)
         case Float():

@@ -9,8 +9,31 @@ import onnx_ir as ir
 
 from fewbit.graph.fold import const
 
-ELEMENTWISE = {"Relu", "Tanh", "Sigmoid", "Mul", "Clip", "Elu", "Softplus", "Min", "Max", "LeakyRelu", "Add", "Sub", "Div",
-               "Neg", "Gelu", "HardSwish", "HardSigmoid", "Selu", "Celu", "Exp", "Erf", "Abs", "Mish"}
+ELEMENTWISE = {
+    "Relu",
+    "Tanh",
+    "Sigmoid",
+    "Mul",
+    "Clip",
+    "Elu",
+    "Softplus",
+    "Min",
+    "Max",
+    "LeakyRelu",
+    "Add",
+    "Sub",
+    "Div",
+    "Neg",
+    "Gelu",
+    "HardSwish",
+    "HardSigmoid",
+    "Selu",
+    "Celu",
+    "Exp",
+    "Erf",
+    "Abs",
+    "Mish",
+}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The graph's outputs stay what they were (to float rounding): tests/test_graph.py
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,9 @@ def fold(model: ir.Model) -> ir.Model:
     graph = model.graph
     changed = True
     while changed:
-        changed = any([step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, remove_unused)])
+        changed = any(
+            [step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, remove_unused)]
+        )
     return model
 
 
@@ -48,7 +51,9 @@ def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     for k, out in enumerate(graph.outputs):
         if out is old:
             value.name, old.name = old.name, f"{old.name}.folded"
-            value.shape, value.dtype = old.shape, old.dtype
+            value.shape = old.shape
+            if old.dtype is not None:
+                value.dtype = old.dtype
             graph.outputs[k] = value
     for user, index in list(old.uses()):
         user.replace_input_with(index, value)
@@ -59,17 +64,22 @@ def _constants(graph: ir.Graph) -> bool:
     def rewrite(graph: ir.Graph, node: ir.Node) -> bool:
         if any(o in graph.outputs for o in node.outputs) or len(node.outputs) != 1:
             return False
-        arrays = [const(i) for i in node.inputs if i is not None]
-        if any(a is None for a in arrays) or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return False
-        proto = ir.to_proto(node)
-        names = [i.name or "" for i in node.inputs if i is not None]
-        inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-                  for n, a in dict(zip(names, arrays, strict=True)).items()]  # type: ignore[union-attr]
+        feeds: dict[str, np.ndarray] = {}
+        for i in node.inputs:
+            array = const(i)
+            if i is not None and array is None:
+                return False
+            if i is not None and array is not None:
+                feeds[i.name or ""] = array
+        proto, kind = ir.to_proto(node), onnx.helper.np_dtype_to_tensor_dtype
+        inputs = [onnx.helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in feeds.items()]
         out = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name or "")
-        one = onnx.helper.make_model(onnx.helper.make_graph([proto], "one", inputs, [out]),
-                                     opset_imports=[onnx.helper.make_opsetid("", 21)])
-        result = ReferenceEvaluator(one).run(None, dict(zip(names, arrays, strict=True)))[0]
+        one = onnx.helper.make_model(
+            onnx.helper.make_graph([proto], "one", inputs, [out]), opset_imports=[onnx.helper.make_opsetid("", 21)]
+        )
+        result = ReferenceEvaluator(one).run(None, feeds)[0]
         _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", np.asarray(result)))
         return True
 
@@ -112,7 +122,10 @@ def _dense(graph: ir.Graph) -> bool:
         weight = const(node.inputs[1])
         assert weight is not None
         gemm = node.op_type == "Gemm"
-        number = lambda k, d: node.attributes[k].value if k in node.attributes else d  # noqa: E731
+
+        def number(k: str, d: float) -> Any:
+            return node.attributes[k].value if k in node.attributes else d
+
         if gemm and number("transB", 0) == 1 and len(node.inputs) == 3 and number("alpha", 1.0) == number("beta", 1.0) == 1.0:
             return False
         if weight.ndim != 2 or number("transA", 0):
@@ -131,9 +144,16 @@ def _dense(graph: ir.Graph) -> bool:
                 bias, last = other.reshape(-1), uses[0][0]
         weight = np.ascontiguousarray(weight * np.asarray(number("alpha", 1.0), weight.dtype))
         stem = node.name or node.outputs[0].name or "dense"
-        new = ir.node("Gemm", [node.inputs[0], add_constant(graph, f"{stem}.weight", weight),
-                               add_constant(graph, f"{stem}.bias", np.ascontiguousarray(bias))],
-                      attributes={"transB": 1}, name=f"{stem}.gemm")
+        new = ir.node(
+            "Gemm",
+            [
+                node.inputs[0],
+                add_constant(graph, f"{stem}.weight", weight),
+                add_constant(graph, f"{stem}.bias", np.ascontiguousarray(bias)),
+            ],
+            attributes={"transB": 1},
+            name=f"{stem}.gemm",
+        )
         new.outputs[0].name = f"{stem}.gemm_out"
         graph.insert_after(last, new)
         _replace(graph, last, new.outputs[0])
@@ -177,7 +197,11 @@ def _quantile_mean(graph: ir.Graph) -> bool:
 
     def rewrite(graph: ir.Graph, node: ir.Node) -> bool:
         reshape = node.inputs[0].producer() if node.op_type == "ReduceMean" and node.inputs[0] is not None else None
-        gemm = reshape.inputs[0].producer() if reshape is not None and reshape.op_type == "Reshape" and reshape.inputs[0] is not None else None
+        gemm = (
+            reshape.inputs[0].producer()
+            if reshape is not None and reshape.op_type == "Reshape" and reshape.inputs[0] is not None
+            else None
+        )
         if gemm is None or gemm.op_type != "Gemm" or len(gemm.outputs[0].uses()) != 1 or len(reshape.outputs[0].uses()) != 1:  # type: ignore[union-attr]
             return False
         shape, axes = const(reshape.inputs[1]), const(node.inputs[1]) if len(node.inputs) > 1 else None  # type: ignore[union-attr]
@@ -187,9 +211,20 @@ def _quantile_mean(graph: ir.Graph) -> bool:
             return False
         quantiles = int(shape[1])
         mean = weight.astype(np.float64).reshape(quantiles, -1, weight.shape[1]).mean(axis=0).astype(weight.dtype)
-        new = ir.node("Gemm", [gemm.inputs[0], add_constant(graph, f"{gemm.name}.mean_weight", mean),
-                               add_constant(graph, f"{gemm.name}.mean_bias", bias.astype(np.float64).reshape(quantiles, -1).mean(axis=0).astype(bias.dtype))],
-                      attributes={"transB": 1}, name=f"{gemm.name}.mean")
+        new = ir.node(
+            "Gemm",
+            [
+                gemm.inputs[0],
+                add_constant(graph, f"{gemm.name}.mean_weight", mean),
+                add_constant(
+                    graph,
+                    f"{gemm.name}.mean_bias",
+                    bias.astype(np.float64).reshape(quantiles, -1).mean(axis=0).astype(bias.dtype),
+                ),
+            ],
+            attributes={"transB": 1},
+            name=f"{gemm.name}.mean",
+        )
         new.outputs[0].name = f"{gemm.name}.mean_out"
         graph.insert_after(node, new)
         _replace(graph, node, new.outputs[0])

@@ -52,7 +52,9 @@ def layers(model: ir.Model) -> list[Layer]:
 
 def _depends_on_gemm(value: ir.Value) -> bool:
     producer = value.producer()
-    return producer is not None and (producer.op_type == "Gemm" or any(_depends_on_gemm(i) for i in producer.inputs if i is not None))
+    return producer is not None and (
+        producer.op_type == "Gemm" or any(_depends_on_gemm(i) for i in producer.inputs if i is not None)
+    )
 
 
 def tensors(model: ir.Model) -> list[str]:
@@ -81,7 +83,7 @@ def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt:
     for k, out in enumerate(graph.outputs):
         if out is value:
             value.name, d.outputs[0].name = f"{stem}.float", stem
-            d.outputs[0].shape, d.outputs[0].dtype = value.shape, value.dtype
+            d.outputs[0].shape, d.outputs[0].dtype = value.shape, value.dtype or ir.DataType.FLOAT
             graph.outputs[k] = d.outputs[0]
 
 
@@ -172,9 +174,12 @@ def _quantize_weight(graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fm
     codes = semantics.bias_codes(bias, scale_input, scale)
     for index, array, s in ((1, solution.codes, scale), (2, codes, (scale_input * scale).astype(np.float32))):
         kind = "weight" if index == 1 else "bias"
-        d = ir.node("DequantizeLinear", [add_constant(graph, f"{stem}.{kind}_codes", array),
-                                         add_constant(graph, f"{stem}.{kind}_scale", s)],
-                    attributes={"axis": 0}, name=f"{stem}.{kind}_dequantize")
+        d = ir.node(
+            "DequantizeLinear",
+            [add_constant(graph, f"{stem}.{kind}_codes", array), add_constant(graph, f"{stem}.{kind}_scale", s)],
+            attributes={"axis": 0},
+            name=f"{stem}.{kind}_dequantize",
+        )
         d.outputs[0].name = f"{stem}.{kind}_dequantized"
         graph.insert_before(gemm, d)
         gemm.replace_input_with(index, d.outputs[0])

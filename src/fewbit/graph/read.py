@@ -64,7 +64,9 @@ def _check_tensor(t: onnx.TensorProto) -> None:
     for d in t.dims:
         count *= d
     if t.raw_data and count > 8 * len(t.raw_data):
-        raise FewbitError(f"initializer {t.name} declares {count} elements, the file holds {len(t.raw_data)} bytes; export it again")
+        raise FewbitError(
+            f"initializer {t.name} declares {count} elements, the file holds {len(t.raw_data)} bytes; export it again"
+        )
     if count > MAX_BYTES:
         raise FewbitError(f"initializer {t.name} declares {count} elements; export it again")
     try:

@@ -71,13 +71,13 @@ def power_of_two_scale(max_abs: float, fmt: IntFormat) -> np.float32:
     return np.float32(2.0 ** np.ceil(np.log2(max_abs / fmt.quant_max)))
 
 
-def quantize(x: np.ndarray, scale: np.ndarray | float, zero_point: int, fmt: IntFormat) -> np.ndarray:
+def quantize(x: np.ndarray, scale: np.ndarray | np.floating | float, zero_point: int, fmt: IntFormat) -> np.ndarray:
     """float32 x -> codes of fmt.dtype; scale broadcasts against x. Infinity saturates; NaN becomes the zero point."""
     codes = np.rint(np.asarray(x, np.float32) / np.asarray(scale, np.float32)) + np.float32(zero_point)
     codes = np.clip(np.where(np.isnan(codes), np.float32(zero_point), codes), fmt.quant_min, fmt.quant_max)
     return codes.astype(fmt.dtype)
 
 
-def dequantize(q: np.ndarray, scale: np.ndarray | float, zero_point: int = 0) -> np.ndarray:
+def dequantize(q: np.ndarray, scale: np.ndarray | np.floating | float, zero_point: int = 0) -> np.ndarray:
     """Codes -> float32, (q - zero_point) * scale as one float32 multiplication."""
     return (q.astype(np.int32) - zero_point).astype(np.float32) * np.asarray(scale, np.float32)

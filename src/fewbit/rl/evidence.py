@@ -1,7 +1,8 @@
 """What a return proves: kept, its interval, the verdict (docs/design.md, "Evidence"). Arrays in, numbers out.
 
 kept = (Q - R0) / (F - R0): mean returns of quantized, float and uniformly random actions. Never Q / F: returns may be
-negative, and a ratio would then reward harm. Below 100 episodes the interval is a bootstrap-t, because returns are skewed.
+negative, and a ratio would then reward harm. Below 100 episodes the interval reaches as far as the wider of a bootstrap-t
+(returns are skewed) and Student's t (a bootstrap of 20 heavy-tailed episodes alone covers 92%, not 95%: measured).
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class Kept:
     se: float = 0.0
 
 
-def judge(float_returns: np.ndarray, quantized_returns: np.ndarray, random_returns: np.ndarray, keep: float, seed: int = 0) -> Kept:
+def judge(
+    float_returns: np.ndarray, quantized_returns: np.ndarray, random_returns: np.ndarray, keep: float, seed: int = 0
+) -> Kept:
     """Paired [n] returns of float and quantized on equal seeds, [m] of random actions; the 95% interval against keep."""
     f, q, r = (np.asarray(a, np.float64) for a in (float_returns, quantized_returns, random_returns))
     span = f.mean() - r.mean()
@@ -39,7 +42,9 @@ def judge(float_returns: np.ndarray, quantized_returns: np.ndarray, random_retur
         k_star, se_star = _kept(f[pairs], q[pairs], r[others])
         usable = se_star > 0
         t = (k_star[usable] - k) / se_star[usable]
-        high, low = k - se * np.quantile(t, 0.025), k - se * np.quantile(t, 0.975)
+        student = _student_975(min(len(f), len(r)) - 1)
+        high = k + se * max(-np.quantile(t, 0.025), student)
+        low = k - se * max(np.quantile(t, 0.975), student)
     else:
         low, high = k - 1.96 * se, k + 1.96 * se
     verdict = "pass" if low > keep or low == high >= keep else "fail" if high < keep else "undecided"
@@ -54,6 +59,13 @@ def _kept(f: np.ndarray, q: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.n
     pair = (q - k[:, None] * f).var(axis=1, ddof=1) / f.shape[1]
     rand = ((k - 1)[:, None] * r).var(axis=1, ddof=1) / r.shape[1]
     return np.nan_to_num(k), np.nan_to_num(np.sqrt(pair + rand) / span)
+
+
+def _student_975(df: int) -> float:
+    """The 97.5% quantile of Student's t (Cornish-Fisher to 1/df^3: within 0.5% from df = 4 on)."""
+    z = 1.959964
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return sum(term / df**power for power, term in enumerate(terms))
 
 
 def episodes_needed(found: Kept, n: int, keep: float) -> int:

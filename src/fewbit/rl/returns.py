@@ -26,17 +26,26 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             warnings.simplefilter("ignore")
             if ":" in env:
                 importlib.import_module(env.split(":")[0])
-            made = gymnasium.make(env, **(arguments or {}))
+            if "mujoco" in str(getattr(gymnasium.registry.get(env), "entry_point", "")):
+                importlib.import_module("mujoco")
             _hush_mujoco()
-            return made
+            return gymnasium.make(env, **(arguments or {}))
     except ImportError as e:
         missing = next((x for word, x in _EXTRAS.items() if word in str(e)), None)
-        hint = f'run: pip install "fewbit[{missing}]"' if missing else "install the package that provides it, or put it on PYTHONPATH"
-        raise FewbitError(f"environment {env} needs a package that is not installed ({str(e).splitlines()[0][:120]}); {hint}") from None
+        hint = (
+            f'run: pip install "fewbit[{missing}]"'
+            if missing
+            else "install the package that provides it, or put it on PYTHONPATH"
+        )
+        raise FewbitError(
+            f"environment {env} needs a package that is not installed ({str(e).splitlines()[0][:120]}); {hint}"
+        ) from None
     except Exception as e:
         if type(e).__name__ == "DependencyNotInstalled":
             missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
-            raise FewbitError(f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"') from None
+            raise FewbitError(
+                f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"'
+            ) from None
         raise FewbitError(f"environment {env} cannot be made: {str(e).splitlines()[0][:200]}") from None
 
 
@@ -57,9 +66,15 @@ def check(env: str, space: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) ->
             raise FewbitError(f"environment {env} gives {found}, the policy takes {list(shape)}")
 
 
-def episodes(policy: Callable[[Any], np.ndarray], env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None,
-             record: int = 0, inputs: dict[str, tuple[int, ...]] | None = None,
-             advance: Callable[[int], None] = lambda n: None) -> tuple[np.ndarray, Any]:
+def episodes(
+    policy: Callable[[Any], np.ndarray],
+    env: str,
+    seeds: Sequence[int],
+    arguments: dict[str, Any] | None = None,
+    record: int = 0,
+    inputs: dict[str, tuple[int, ...]] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[np.ndarray, Any]:
     """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them)."""
     envs = [make(env, arguments) for _ in range(min(AT_ONCE, len(seeds)))]
     try:
@@ -109,11 +124,15 @@ def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | N
     e.action_space.seed(seeds[0])
     rng = np.random.default_rng(seeds[0])
     space = e.action_space
-    bounded = isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()
+
+    def draw(o: Any) -> np.ndarray:
+        n = len(next(iter(o.values())) if isinstance(o, dict) else o)
+        if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+            return rng.uniform(space.low, space.high, (n, *space.shape)).astype(space.dtype)
+        return np.stack([space.sample() for _ in range(n)])
+
     try:
-        draw: Callable[[int], np.ndarray] = lambda n: np.stack([  # noqa: E731
-            rng.uniform(space.low, space.high).astype(space.dtype) if bounded else space.sample() for _ in range(n)])  # type: ignore[attr-defined]
-        return episodes(lambda o: draw(len(next(iter(o.values())) if isinstance(o, dict) else o)), env, seeds, arguments)[0]
+        return episodes(draw, env, seeds, arguments)[0]
     finally:
         e.close()
 

@@ -73,10 +73,33 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_NUMPY: dict[str, Any] = {"ndarray": _Record, "dtype": _dtype, "_reconstruct": _array, "scalar": _scalar, "_frombuffer": _from_buffer}
+_NUMPY: dict[str, Any] = {
+    "ndarray": _Record,
+    "dtype": _dtype,
+    "_reconstruct": _array,
+    "scalar": _scalar,
+    "_frombuffer": _from_buffer,
+}
 _NUMPY_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"}
-_RECORDS = {"VecNormalize", "RunningMeanStd", "Box", "Dict", "Discrete", "MultiDiscrete", "MultiBinary", "OrderedDict", "RandomState",
-            "Generator", "__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor", "PCG64", "MT19937", "RandomNumberGenerator", "SeedSequence"}
+_RECORDS = {
+    "VecNormalize",
+    "RunningMeanStd",
+    "Box",
+    "Dict",
+    "Discrete",
+    "MultiDiscrete",
+    "MultiBinary",
+    "OrderedDict",
+    "RandomState",
+    "Generator",
+    "__randomstate_ctor",
+    "__generator_ctor",
+    "__bit_generator_ctor",
+    "PCG64",
+    "MT19937",
+    "RandomNumberGenerator",
+    "SeedSequence",
+}
 _RECORD_ROOTS = ("stable_baselines3.", "gym.", "gymnasium.", "numpy.random.", "collections")
 
 

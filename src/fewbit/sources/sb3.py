@@ -25,7 +25,15 @@ except ImportError as e:
 from fewbit.sources import sb3_archive, torch_module
 
 # Tensors that acting does not read; a file without them is complete.
-_UNUSED = ("critic", "q_net_target", "quantile_net_target", "actor_target", "value_net", "mlp_extractor.value_net", "vf_features_extractor")
+_UNUSED = (
+    "critic",
+    "q_net_target",
+    "quantile_net_target",
+    "actor_target",
+    "value_net",
+    "mlp_extractor.value_net",
+    "vf_features_extractor",
+)
 
 
 def load(path: Path, normalizer: Path | None = None) -> Source:
@@ -58,27 +66,36 @@ def _build(archive: sb3_archive.Archive) -> BasePolicy:
         kwargs["lr_schedule"] = lambda _: 0.0
     policy = cls(observation_space=archive.observation_space, action_space=archive.action_space, **kwargs)
     wanted = policy.state_dict()
+    state = {
+        k.replace("action_net.weight", "action_net.0.weight") if k not in wanted else k: v for k, v in archive.state.items()
+    }  # ARS before 1.5
     for name, tensor in wanted.items():
-        if name in archive.state and archive.state[name].shape != tensor.shape:
-            raise FewbitError(f"tensor {name} is {list(archive.state[name].shape)}, the policy needs {list(tensor.shape)}")
-    result = policy.load_state_dict(archive.state, strict=False)
+        if name in state and state[name].shape != tensor.shape:
+            raise FewbitError(f"tensor {name} is {list(state[name].shape)}, the policy needs {list(tensor.shape)}")
+    result = policy.load_state_dict(state, strict=False)
     missing = [k for k in result.missing_keys if not k.startswith(_UNUSED)]
     surplus = [k for k in result.unexpected_keys if not k.startswith(_UNUSED)]
     if missing or surplus:
-        raise FewbitError(f"its tensors do not fit {cls.__name__}: {'missing' if missing else 'unexpected'} {(missing or surplus)[0]}")
+        raise FewbitError(
+            f"its tensors do not fit {cls.__name__}: {'missing' if missing else 'unexpected'} {(missing or surplus)[0]}"
+        )
     policy.set_training_mode(False)
     return policy
 
 
 def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
     if not archive.module.startswith(("stable_baselines3.", "sb3_contrib.")):
-        raise FewbitError(f"its policy class comes from {archive.module or 'nowhere'}; load the model yourself and pass the live object")
+        raise FewbitError(
+            f"its policy class comes from {archive.module or 'nowhere'}; load the model yourself and pass the live object"
+        )
     if "recurrent" in archive.module:
         raise FewbitError("recurrent policies are not supported yet")
     try:
         module = importlib.import_module(archive.module)
     except ImportError:
-        raise FewbitError(f"{archive.module} is not in the installed version; install stable-baselines3 and sb3-contrib") from None
+        raise FewbitError(
+            f"{archive.module} is not in the installed version; install stable-baselines3 and sb3-contrib"
+        ) from None
     name = archive.policy or ("ActorCriticPolicy" if archive.module.endswith("common.policies") else "MlpPolicy")
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, BasePolicy)):
@@ -92,7 +109,9 @@ def from_live(model: Any) -> Source:
     norm = None
     if wrapper is not None and wrapper.norm_obs:
         rms = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"": wrapper.obs_rms}
-        norm = Normalizer({k: v.mean for k, v in rms.items()}, {k: v.var for k, v in rms.items()}, wrapper.epsilon, wrapper.clip_obs)
+        norm = Normalizer(
+            {k: v.mean for k, v in rms.items()}, {k: v.var for k, v in rms.items()}, wrapper.epsilon, wrapper.clip_obs
+        )
     state = b"".join(t.detach().cpu().numpy().tobytes() for t in model.policy.state_dict().values())
     return capture(model.policy, norm, type(model).__name__, digest(state))
 
@@ -100,16 +119,24 @@ def from_live(model: Any) -> Source:
 class Deterministic(torch.nn.Module):
     """observation(s) -> the action that SB3's predict(deterministic=True) returns."""
 
+    low: torch.Tensor
+    high: torch.Tensor
+
     def __init__(self, policy: BasePolicy, normalizer: Normalizer | None, names: list[str]):
         super().__init__()
         self.policy, self.names, self.is_dict = policy, names, isinstance(policy.observation_space, spaces.Dict)
-        self.normalised = []
+        self.normalised: list[int] = []
+        self.remainders: set[int] = set()
         for k, name in enumerate(names):
             key = name if self.is_dict else ""
             if normalizer is None or key not in normalizer.mean:
                 continue
             inv = 1.0 / np.sqrt(normalizer.var[key] + normalizer.epsilon)
             limit = np.full(inv.shape, normalizer.clip)
+            # S1: float32 cannot hold a mean of 1 beside a deviation of 1e-4; what its rounding loses is subtracted after it.
+            lost = normalizer.mean[key] - normalizer.mean[key].astype(np.float32)
+            self.remainders |= {k} if np.abs(lost * inv).max(initial=0) > 2.0**-20 else set()
+            self.register_buffer(f"lost{k}", torch.tensor(lost, dtype=torch.float32))
             for kind, array in (("mean", normalizer.mean[key]), ("inv", inv), ("low", -limit), ("high", limit)):
                 self.register_buffer(f"{kind}{k}", torch.tensor(array, dtype=torch.float32))
             self.normalised.append(k)
@@ -124,7 +151,9 @@ class Deterministic(torch.nn.Module):
     def forward(self, *observations: torch.Tensor) -> torch.Tensor:
         prepared = list(observations)
         for k in self.normalised:
-            scaled = (prepared[k] - getattr(self, f"mean{k}")) * getattr(self, f"inv{k}")
+            centred = prepared[k] - getattr(self, f"mean{k}")
+            centred = centred - getattr(self, f"lost{k}") if k in self.remainders else centred
+            scaled = centred * getattr(self, f"inv{k}")
             prepared[k] = torch.maximum(torch.minimum(scaled, getattr(self, f"high{k}")), getattr(self, f"low{k}"))
         given = dict(zip(self.names, prepared, strict=True)) if self.is_dict else prepared[0]
         action = self.policy._predict(given, deterministic=True)
@@ -161,8 +190,10 @@ def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is
     for key, mean in normalizer.mean.items():
         part = parts.get(key if is_dict else "observation")
         if part is None or part.shape != mean.shape:
-            raise FewbitError(f"the normaliser is for observations of shape {list(mean.shape)}, the policy takes "
-                              f"{list(part.shape or ()) if part is not None else list(parts)}")
+            raise FewbitError(
+                f"the normaliser is for observations of shape {list(mean.shape)}, the policy takes "
+                f"{list(part.shape or ()) if part is not None else list(parts)}"
+            )
 
 
 def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: Normalizer | None) -> dict[str, Any]:
@@ -172,6 +203,10 @@ def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: No
         described |= {"low": action.low.tolist(), "high": action.high.tolist()}
     elif isinstance(action, spaces.Discrete):
         described["n"] = int(action.n)
-    return {"policy": type(policy).__name__, "observation": {k: list(p.shape or ()) for k, p in parts.items()}, "action": described,
-            "normalizer": None if normalizer is None else {"clip": normalizer.clip, "epsilon": normalizer.epsilon},
-            "recurrent_state": None}
+    return {
+        "policy": type(policy).__name__,
+        "observation": {k: list(p.shape or ()) for k, p in parts.items()},
+        "action": described,
+        "normalizer": None if normalizer is None else {"clip": normalizer.clip, "epsilon": normalizer.epsilon},
+        "recurrent_state": None,
+    }

@@ -53,8 +53,11 @@ def read(path: Path) -> Archive:
     except zipfile.BadZipFile:
         raise FewbitError(f"{path}: not a zip file, or truncated; save the model again") from None
     except Exception as e:
-        reason = "its policy.pth holds more than tensors, which could execute code; nothing was run" if "eights" in str(e) \
+        reason = (
+            "its policy.pth holds more than tensors, which could execute code; nothing was run"
+            if "eights" in str(e)
             else f"damaged or not a Stable-Baselines3 model ({type(e).__name__})"
+        )
         raise FewbitError(f"{path}: {reason}") from None
 
 
@@ -70,8 +73,14 @@ def _archive(data: dict[str, Any], state: Any) -> Archive:
     kwargs = {k: _argument(k, v) for k, v in given.items() if k not in _IGNORED}
     if data.get("use_sde"):
         kwargs["use_sde"] = True
-    return Archive(described.get("__module__", ""), found.group(1) if found else "", kwargs,
-                   space(data["observation_space"]), space(data["action_space"]), state)
+    return Archive(
+        described.get("__module__", ""),
+        found.group(1) if found else "",
+        kwargs,
+        space(data["observation_space"]),
+        space(data["action_space"]),
+        state,
+    )
 
 
 def _argument(name: str, value: Any) -> Any:
@@ -108,8 +117,10 @@ def _class(argument: str, module: str, name: str) -> Any:
         kind = getattr(layers, name, None)
         if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
             return kind
-    raise FewbitError(f"policy argument {argument} is the class {module}.{name}, which is not in torch or Stable-Baselines3; "
-                      "load the model yourself and pass the live object to fewbit.quantize")
+    raise FewbitError(
+        f"policy argument {argument} is the class {module}.{name}, which is not in torch or Stable-Baselines3; "
+        "load the model yourself and pass the live object to fewbit.quantize"
+    )
 
 
 def space(text: dict[str, Any]) -> spaces.Space:
@@ -125,12 +136,16 @@ def space(text: dict[str, Any]) -> spaces.Space:
         found = re.findall(r"'([^']+)'\s*[,:]\s*Box\((.+?), (.+?), \(([\d, ]+)\), (\w+)\)", str(text["spaces"]))
         if not found:
             raise FewbitError("its dictionary observation space cannot be read from its text")
-        return spaces.Dict({k: spaces.Box(_bound(lo), _bound(hi), tuple(int(d) for d in s.split(",") if d.strip()), np.dtype(t).type)
-                            for k, lo, hi, s, t in found})
+        return spaces.Dict(
+            {
+                k: spaces.Box(_bound(lo), _bound(hi), tuple(int(d) for d in s.split(",") if d.strip()), np.dtype(t).type)
+                for k, lo, hi, s, t in found
+            }
+        )
     if kind != "Box":
         raise FewbitError(f"a {kind} space is not supported")
     given = text.get("shape") or text.get("_shape")
-    shape = tuple(int(d) for d in (ast.literal_eval(given) if isinstance(given, str) else given))
+    shape = tuple(int(d) for d in (ast.literal_eval(given) if isinstance(given, str) else given or ()))
     dtype = np.dtype(str(text["dtype"])).type
     low, high = (_bounds(str(text[k]), shape, k) for k in ("low", "high"))
     return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)

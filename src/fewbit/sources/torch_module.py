@@ -50,8 +50,15 @@ def export(module: torch.nn.Module, examples: dict[str, torch.Tensor]) -> ir.Mod
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(module, tuple(examples.values()), input_names=list(examples), output_names=["action"],
-                                        dynamic_shapes=(tuple({0: batch} for _ in examples),), dynamo=True, verbose=False)
+            program = torch.onnx.export(
+                module,
+                tuple(examples.values()),
+                input_names=list(examples),
+                output_names=["action"],
+                dynamic_shapes=(tuple({0: batch} for _ in examples),),
+                dynamo=True,
+                verbose=False,
+            )
     except Exception as e:
         raise FewbitError(f"torch.onnx.export could not follow this network: {str(e).strip().splitlines()[0][:200]}") from None
     finally:
