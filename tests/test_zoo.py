@@ -58,11 +58,35 @@ def test_captured_and_quantized(agent, record_property):
     if want.dtype.kind == "i":
         assert (got == want).all()
     else:
-        assert np.abs(got - want).max() <= 1e-5
+        # Humanoid's unsquashed actions reach 27 and float32 itself ends there: then we must be as near to float64 as predict is.
+        exact = in_float64(policy, seen)
+        assert np.abs(got - want).max() <= 1e-5 or np.abs(got - exact).max() <= np.abs(want - exact).max()
     equal, apart = layer_by_layer(source, feeds)
     error = np.abs(got - want).max()
     row = f"{agent:62} captured within {error:.1e} of predict; layer codes as ONNX Runtime's {equal:8.3%}; end to end {apart:.1e}"
     record_property("measured", row)
+
+
+def in_float64(policy, seen: dict[str, np.ndarray]) -> np.ndarray:
+    """predict's own action with every weight and activation in float64."""
+    import torch
+
+    double = {k: torch.tensor(v, dtype=torch.float64) for k, v in seen.items()}
+    preprocess = policy.extract_features.__globals__["preprocess_obs"]
+    policy.extract_features.__globals__["preprocess_obs"] = lambda obs, space, normalize_images=True: obs
+    try:
+        with torch.no_grad():
+            action = (
+                policy.double()._predict(next(iter(double.values())) if len(double) == 1 else double, deterministic=True).numpy()
+            )
+    finally:
+        policy.extract_features.__globals__["preprocess_obs"] = preprocess
+        policy.float()
+    return (
+        policy.unscale_action(action)
+        if policy.squash_output
+        else np.clip(action, policy.action_space.low, policy.action_space.high)
+    )
 
 
 def layer_by_layer(source: sources.Source, feeds: dict[str, np.ndarray]) -> tuple[float, float]:

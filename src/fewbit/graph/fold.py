@@ -67,19 +67,19 @@ def _constants(graph: ir.Graph) -> bool:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return False
         feeds: dict[str, np.ndarray] = {}
-        for i in node.inputs:
-            array = const(i)
-            if i is not None and array is None:
+        for value in node.inputs:
+            array = const(value)
+            if value is not None and array is None:
                 return False
-            if i is not None and array is not None:
-                feeds[i.name or ""] = array
+            if value is not None and array is not None:
+                feeds[value.name or ""] = array
         proto, kind = ir.to_proto(node), onnx.helper.np_dtype_to_tensor_dtype
         inputs = [onnx.helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in feeds.items()]
         out = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name or "")
         one = onnx.helper.make_model(
             onnx.helper.make_graph([proto], "one", inputs, [out]), opset_imports=[onnx.helper.make_opsetid("", 21)]
         )
-        result = ReferenceEvaluator(one).run(None, feeds)[0]
+        (result,) = ReferenceEvaluator(one).run(None, feeds)
         _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", np.asarray(result)))
         return True
 
