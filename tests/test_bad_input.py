@@ -61,6 +61,19 @@ def test_environments_and_options(tmp_path):
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 
+def test_an_environment_whose_package_is_missing_names_the_extra(tmp_path):
+    code = "import sys; sys.modules['mujoco'] = None; from fewbit.cli.main import main; main()"
+    go = [sys.executable, "-c", code, "quantize", str(DEMO), "-o", "out.onnx", "--env", "HalfCheetah-v5"]
+    done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and 'pip install "fewbit[mujoco]"' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_an_environment_that_returns_nan(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    go = ["quantize", DEMO, "-o", tmp_path / "out.onnx", "--env", "broken_env:Diverges-v0"]
+    refused(*go, folder=tmp_path, says="NaN in element (4,)")
+
+
 def test_observations(tmp_path):
     x = np.zeros((5, 17), np.float32)
     np.save(tmp_path / "wrong.npy", x[:, :3])

@@ -126,6 +126,17 @@ def test_returns_reproduce_the_published_and_round_to_nearest_costs_some(zoo, ag
     assert record["size_bytes"] == (tmp_path / "a.onnx").stat().st_size < record["size_float_bytes"] / 2
 
 
+def test_a_pendulum_that_acts_worse_keeps_less(zoo):
+    """Its returns are negative: a ratio of returns would reward the worse copy."""
+    path = zoo / "sac/Pendulum-v1/Pendulum-v1.zip"
+    kept = []
+    for weights in ("int8", "int3"):
+        artifact = fewbit.quantize(path, env="Pendulum-v1", episodes=20, scheme=fewbit.Scheme(weights))
+        kept.append(artifact.record["evidence"]["kept"])
+        assert artifact.record["evidence"]["return_float"]["mean"] < 0
+    assert kept[1] < kept[0] - 0.05
+
+
 def test_the_same_recipe_writes_the_same_bytes(zoo):
     one, two = (pipeline.quantize(zoo / "ppo/CartPole-v1/CartPole-v1.zip", "CartPole-v1", episodes=2) for _ in range(2))
     for a in (one, two):

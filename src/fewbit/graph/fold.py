@@ -1,6 +1,6 @@
 """Straighten a float graph: constants folded, every dense layer a Gemm with weight [out, in], nothing unused left.
 
-The graph's outputs stay what they were (to float rounding): tests/test_graph.py checks it.
+The graph's outputs stay what they were (to float rounding): tests/test_fold.py checks it.
 """
 
 from collections.abc import Callable

@@ -98,6 +98,7 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
         observations.append(e.reset(seed=seeds[k])[0])
     while active:
         batch = _stack(observations)
+        _refuse_nan(batch)
         if count < record:
             seen.append(batch)
             count += len(active)
@@ -147,6 +148,13 @@ def action_width(env: str, arguments: dict[str, Any] | None, actions: np.ndarray
     width = space.high.astype(np.float64) - space.low
     used = np.maximum(np.ptp(actions.reshape(len(actions), -1), axis=0).reshape(width.shape), 1e-9)
     return np.where(np.isfinite(width), width, used)
+
+
+def _refuse_nan(batch: Any) -> None:
+    for name, array in batch.items() if isinstance(batch, dict) else [("observation", batch)]:
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            index = tuple(int(i) for i in np.argwhere(np.isnan(array))[0][1:])
+            raise FewbitError(f"the environment returned NaN in element {index} of {name}; the simulation has diverged")
 
 
 def _stack(observations: list[Any]) -> Any:

@@ -105,10 +105,14 @@ def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
 
 def from_live(model: Any) -> Source:
     """A live algorithm object; its VecNormalize, if any, is captured too."""
+    if hasattr(model.policy, "lstm_actor"):
+        raise FewbitError("recurrent policies are not supported yet")
     wrapper = model.get_vec_normalize_env()
     norm = None
     if wrapper is not None and wrapper.norm_obs:
         rms = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"": wrapper.obs_rms}
+        chosen = getattr(wrapper, "norm_obs_keys", None)
+        rms = {k: v for k, v in rms.items() if chosen is None or k in chosen}
         norm = Normalizer(
             {k: v.mean for k, v in rms.items()}, {k: v.var for k, v in rms.items()}, wrapper.epsilon, wrapper.clip_obs
         )
