@@ -46,7 +46,11 @@ CASES = {
         ["Gemm"],
     ),
     "a constant branch": (
-        [helper.make_node("Exp", ["b"], ["e"]), helper.make_node("Neg", ["e"], ["f"]), helper.make_node("Add", ["x", "f"], ["y"])],
+        [
+            helper.make_node("Exp", ["b"], ["e"]),
+            helper.make_node("Neg", ["e"], ["f"]),
+            helper.make_node("Add", ["x", "f"], ["y"]),
+        ],
         {"b": weight(5)},
         ["Add"],
     ),

@@ -60,8 +60,8 @@ def export(module: torch.nn.Module, examples: dict[str, torch.Tensor]) -> ir.Mod
                 verbose=False,
             )
     except Exception as e:
-        cause = e.__cause__ or e  # the exporter's own message is a page of advice; what it met is one line
-        raise FewbitError(f"torch.onnx.export could not follow this network: {str(cause).strip().splitlines()[0][:200]}") from None
+        cause = str(e.__cause__ or e)  # the exporter's own message is a page of advice; what it met is one line
+        raise FewbitError(f"torch.onnx.export could not follow this network: {cause.strip().splitlines()[0][:200]}") from None
     finally:
         logging.getLogger("torch").setLevel(level)
     assert program is not None
