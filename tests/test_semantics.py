@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewbit.numerics import semantics as s
-from fewbit.numerics.affine import FORMATS
+from fewbit.numerics.formats import INTEGERS
 
 
 def exact(acc: int, m: int, shift: int, zero: int, fmt) -> int:
@@ -18,8 +18,8 @@ def exact(acc: int, m: int, shift: int, zero: int, fmt) -> int:
 
 @given(st.integers(-(2**31) + 1, 2**31 - 1), st.integers(2**21, 2**22 - 1), st.integers(1, 62), st.integers(-128, 127))
 def test_s4_is_round_half_even_then_zero_point_then_saturate(acc, m, shift, zero):
-    got = s.requantize(np.array([acc]), m, shift, zero, FORMATS["int16"])
-    assert int(got[0]) == exact(acc, m, shift, zero, FORMATS["int16"])
+    got = s.requantize(np.array([acc]), m, shift, zero, INTEGERS["int16"])
+    assert int(got[0]) == exact(acc, m, shift, zero, INTEGERS["int16"])
 
 
 @given(st.integers(-(2**24), 2**24), st.integers(1, 22))
@@ -53,7 +53,7 @@ def test_s3_edges():
     st.integers(-3, 3),
 )
 def test_s2_accumulates_exactly(n_in, n_out, seed, name, zero):
-    rng, fmt = np.random.default_rng(seed), FORMATS[name]
+    rng, fmt = np.random.default_rng(seed), INTEGERS[name]
     x = rng.choice([fmt.quant_min, fmt.quant_max, 0, 1], (3, n_in)).astype(fmt.dtype)
     w = rng.choice([-128, 127, 0, -1], (n_out, n_in)).astype(np.int8)
     b = rng.integers(-(2**30), 2**30, n_out)
@@ -67,7 +67,7 @@ def test_s2_accumulates_exactly(n_in, n_out, seed, name, zero):
 
 
 def test_s2_bound_of_600_inputs_at_16_bits_leaves_int32():
-    assert s.accumulator_bound(np.full((1, 600), 127), 0, np.zeros(1, int), FORMATS["int16"], 0).bit_length() == 32
+    assert s.accumulator_bound(np.full((1, 600), 127), 0, np.zeros(1, int), INTEGERS["int16"], 0).bit_length() == 32
 
 
 def test_s2_dead_channel_raises_its_scale_until_the_bias_fits():

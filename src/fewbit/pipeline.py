@@ -17,7 +17,8 @@ from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError
 from fewbit.graph import calibrate, metadata, qdq
 from fewbit.graph.read import read
-from fewbit.numerics.affine import FORMATS, check_finite
+from fewbit.numerics.affine import check_finite
+from fewbit.numerics.formats import INTEGERS
 from fewbit.rl import evidence
 
 PILOT, RANDOM_EPISODES, CALIBRATION_EPISODES, CALIBRATION_STEPS, STATES = 20, 20, 5, 5000, 100_000
@@ -263,7 +264,7 @@ def _check_scheme(scheme: qdq.Scheme) -> None:
         ("--activations", scheme.activations, ("uint8", "int8")),
         ("--inputs", scheme.inputs, ("int16", "int8")),
     ):
-        if name not in FORMATS or name not in allowed:
+        if name not in INTEGERS or name not in allowed:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
 
 

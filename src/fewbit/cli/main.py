@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fewbit.cli import evaluate, inspect, quantize
+from fewbit.cli import evaluate, formats, inspect, quantize
 from fewbit.errors import FewbitError
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("formats")(formats.formats)
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
 from fewbit.numerics import semantics
-from fewbit.numerics.affine import FORMATS, IntFormat
+from fewbit.numerics.formats import INTEGERS, IntFormat
 
 _FORMAT_OF = {
-    np.dtype(f.dtype): f for f in (FORMATS["int8"], FORMATS["uint8"], FORMATS["int16"], FORMATS["uint16"], FORMATS["int32"])
+    np.dtype(f.dtype): f for f in (INTEGERS["int8"], INTEGERS["uint8"], INTEGERS["int16"], INTEGERS["uint16"], INTEGERS["int32"])
 }
 
 
@@ -107,7 +107,7 @@ class _Lowering:
 
     def _format(self, node: ir.Node) -> IntFormat:
         zero = const(node.inputs[2]) if len(node.inputs) > 2 else None
-        fmt = _FORMAT_OF.get(zero.dtype) if zero is not None else FORMATS["uint8"]
+        fmt = _FORMAT_OF.get(zero.dtype) if zero is not None else INTEGERS["uint8"]
         if fmt is None:
             raise FewbitError(f"node {node.name}: quantization to {zero.dtype if zero is not None else '?'} is not supported")
         return fmt

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.numerics.affine import IntFormat
+from fewbit.numerics.formats import IntFormat
 
 
 @dataclass(frozen=True)

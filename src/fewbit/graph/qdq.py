@@ -13,6 +13,7 @@ from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import add_constant, const, remove_unused
 from fewbit.numerics import affine, semantics
+from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.solvers import rtn
 
 SQUASHING = {"Tanh", "Sigmoid"}
@@ -65,7 +66,7 @@ def tensors(model: ir.Model) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: affine.IntFormat, users: list) -> None:
+def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: list) -> None:
     """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses."""
     stem = value.name
     s = add_constant(graph, f"{stem}.scale", np.asarray(scale, np.float32))
@@ -100,9 +101,9 @@ def write(model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Schem
     if squash_exit is not None:
         end, function = squash_exit
         _quantize_root(graph, function, ranges, done)
-        _insert(graph, end, np.float32(2.0**-15), 0, affine.FORMATS["int16"], list(end.uses()))
+        _insert(graph, end, np.float32(2.0**-15), 0, INTEGERS["int16"], list(end.uses()))
     for layer in todo:
-        _quantize_weight(graph, layer.gemm, scales[id(layer)], affine.FORMATS[scheme.weights])
+        _quantize_weight(graph, layer.gemm, scales[id(layer)], INTEGERS[scheme.weights])
     remove_unused(graph)
     return model
 
@@ -126,7 +127,7 @@ def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict, done: dict) -
     """16 bits before a function of one value: 2^-12 before a squashing (S6), the calibrated range otherwise."""
     if function.root in done:
         return
-    fmt, first = affine.FORMATS["int16"], function.nodes[0].op_type
+    fmt, first = INTEGERS["int16"], function.nodes[0].op_type
     low, high = ranges[function.root.name]
     plain = all(n.op_type in SQUASHING | {"Clip"} for n in function.nodes) or first == "Clip"
     scale = np.float32(2.0**-12) if plain else affine.power_of_two_scale(1.25 * max(-low, high), fmt)
@@ -139,31 +140,32 @@ def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict, scheme: Scheme,
     low, high = ranges[layer.x.name or ""]
     users = [(n, i) for n, i in layer.x.uses() if n.op_type == "Gemm"]
     if layer.entry:
-        fmt = affine.FORMATS[scheme.inputs]
+        fmt = INTEGERS[scheme.inputs]
         scale = affine.power_of_two_scale(2 * max(-low, high), fmt)  # unseen states reach twice as far before they saturate
         _insert(graph, layer.x, scale, 0, fmt, users)
         return scale
     function = layer.function
     if function is not None and [n.op_type for n in function.nodes] == ["Relu"]:
         relu = function.nodes[0]
-        scale, zero = affine.asymmetric_scale(0.0, high, affine.FORMATS[scheme.activations])
         if scheme.activations.startswith("uint"):
-            _insert(graph, function.root, scale, 0, affine.FORMATS[scheme.activations], users)
+            scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
+            _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users)
             if not relu.outputs[0].uses():
                 graph.remove(relu, safe=True)
             return scale
     if function is not None and function.nodes:
         _quantize_root(graph, function, ranges, done)
-    signed = affine.FORMATS[scheme.activations.removeprefix("u")]
+    signed = INTEGERS[scheme.activations.removeprefix("u")]
     if function is not None and function.nodes and function.nodes[-1].op_type == "Tanh" and signed.bits == 8:
         scale, zero = np.float32(2.0**-7), 0
     else:
-        scale, zero = affine.asymmetric_scale(low, high, signed)
+        found = affine.asymmetric_scale(low, high, signed)
+        scale, zero = np.float32(found[0]), int(found[1])
     _insert(graph, layer.x, scale, zero, signed, users)
     return scale
 
 
-def _quantize_weight(graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: affine.IntFormat) -> None:
+def _quantize_weight(graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat) -> None:
     weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2])
     if weight is None or bias is None:
         raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from fewbit.errors import FewbitError
-from fewbit.numerics.affine import IntFormat
+from fewbit.numerics.formats import IntFormat
 
 TABLE_STEP = 32  # codes of the 16-bit input between two knots of S6
 TABLE_KNOTS = 65536 // TABLE_STEP + 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.numerics.affine import IntFormat
+from fewbit.numerics.formats import IntFormat
 
 SOLVERS = {"rtn": "fewbit.solvers.rtn"}
 
