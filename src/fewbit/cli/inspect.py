@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -57,6 +57,11 @@ def describe(step: p.Step) -> tuple[str, str, str]:
             return "S6 table", step.function, step.format.name
         case p.Dequantize():
             return "S7 exit", f"scale {float(step.scale.reshape(-1)[0]):g}", "float32"
-        case _:
-            value: Any = step.op
-            return "float", value, "float32"
+        case p.Lookup():
+            return "S6 lookup", step.function, step.format.name
+        case p.Rescale():
+            return "S4 rescale", "to another scale", step.format.name
+        case p.Add() | p.Multiply():
+            return f"S5 {type(step).__name__.lower()}", f"{step.a}, {step.b}", step.format.name
+        case p.Float():
+            return "float", step.op, "float32"

@@ -29,8 +29,12 @@ EXACT = {
     "Unsqueeze",
     "Identity",
     "Slice",
+    "Split",
     "Transpose",
 }
+
+# What only moves values about, and so does with codes what it does with the numbers they stand for.
+MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze"}
 
 _CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
 
@@ -55,6 +59,16 @@ def _slice(a: dict, x: np.ndarray, starts: Any, ends: Any, axes: Any = None, ste
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         index[int(axis)] = slice(int(start), int(end), int(step))
     return x[tuple(index)]
+
+
+def _split(a: dict, x: np.ndarray, sizes: Any = None) -> np.ndarray:
+    """One output of a Split: the lowering says which."""
+    axis, k = a.get("axis", 0), a["output"]
+    if sizes is None:  # all alike, the last one smaller
+        each = -(-x.shape[axis] // a["num_outputs"])
+        sizes = [each] * a["num_outputs"]
+    start = int(sum(sizes[:k]))
+    return np.take(x, range(start, min(start + int(sizes[k]), x.shape[axis])), axis)
 
 
 def _argmax(a: dict, x: np.ndarray) -> np.ndarray:
@@ -96,6 +110,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Squeeze": lambda a, x, axes=None: np.squeeze(x, None if axes is None else tuple(int(i) for i in axes)),
     "Unsqueeze": lambda a, x, axes: np.expand_dims(x, tuple(int(i) for i in axes)),
     "Slice": _slice,
+    "Split": _split,
     "Cast": lambda a, x: x.astype(_CAST[a["to"]]),
     "ArgMax": _argmax,
     "ReduceMean": _reduce_mean,

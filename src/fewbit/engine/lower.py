@@ -3,27 +3,35 @@
 `floats(value)` emits whatever leaves the value in a float register, `codes(value)` whatever leaves its integer codes.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.engine.float_ops import EXACT, OPS
-from fewbit.engine.program import Dequantize, Float, Linear, Program, Quantize, Step, Table
+from fewbit.engine.operands import bias_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
+from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Step, Table
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
 from fewbit.numerics import semantics
-from fewbit.numerics.formats import INTEGERS, IntFormat
-
-_FORMAT_OF = {
-    np.dtype(f.dtype): f for f in (INTEGERS["int8"], INTEGERS["uint8"], INTEGERS["int16"], INTEGERS["uint16"], INTEGERS["int32"])
-}
+from fewbit.numerics.formats import IntFormat
 
 
 def lower(model: ir.Model) -> Program:
     """The program of a QDQ (or plain float) graph; refuses by name what cannot be run."""
     return _Lowering(model).program()
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A register of codes and how to read it."""
+
+    register: str
+    scale: float
+    zero_point: int
+    format: IntFormat
 
 
 class _Lowering:
@@ -32,6 +40,7 @@ class _Lowering:
         self.steps: list[Step] = []
         self.made: dict[str, str] = {}
         self.integer: set[str] = set()
+        self.constants: dict[str, np.ndarray] = {}
         self.exact = True
 
     def program(self) -> Program:
@@ -46,7 +55,7 @@ class _Lowering:
                 )
             shapes[v.name or ""] = tuple(dims)
             dtypes[v.name or ""] = v.dtype.numpy() if v.dtype is not None else np.dtype(np.float32)
-        return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact)
+        return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact, self.constants)
 
     def floats(self, value: ir.Value) -> str:
         name = value.name or ""
@@ -58,34 +67,88 @@ class _Lowering:
                 raise FewbitError(f"output {name} is a constant; this is no policy")
             out = name
         elif node.op_type == "DequantizeLinear":
-            scale, zero = self._scale(node)
+            scale, zero = scale_of(node)
             out = self._emit(Dequantize(self.codes(node.inputs[0]), name, scale, zero), integer=True)
-        elif self._is_quantized(node):
+        elif is_quantized(node):
             out = self._linear(node, None)
         else:
-            out = self._float(node)
+            out = self._float(node, name)
         self.made[name] = out
         return out
 
     def codes(self, value: ir.Value | None) -> str:
-        node = value.producer() if value is not None else None
-        if value is None or node is None or node.op_type != "QuantizeLinear":
-            raise FewbitError(
-                f"value {value.name if value is not None else '?'}: integers that no QuantizeLinear made are not supported"
-            )
-        name = value.name or ""
-        if name not in self.made:
-            source = node.inputs[0]
-            assert source is not None
-            producer = source.producer()
-            function = chain(source, ("DequantizeLinear",)) if producer is not None else None
-            if producer is not None and self._is_quantized(producer):
-                self.made[name] = self._linear(producer, node)
-            elif function is not None and function.nodes and self._sixteen(function.root):
-                self.made[name] = self._table(function, source, node)
-            else:
-                self.made[name] = self._quantize(source, node)
+        """The register of the codes that a QuantizeLinear makes, or of constant codes."""
+        if value is None:
+            raise FewbitError("a DequantizeLinear has no input; the file is damaged")
+        node, name, constant = value.producer(), value.name or "", const(value)
+        if name in self.made:
+            return self.made[name]
+        if constant is not None:
+            self.constants[name] = plain(constant)
+            self.made[name] = name
+            self.integer.add(name)
+        elif node is None or node.op_type != "QuantizeLinear":
+            raise FewbitError(f"value {name}: integers that no QuantizeLinear made are not supported")
+        else:
+            self.made[name] = self._quantized(node, name)
         return self.made[name]
+
+    def _quantized(self, q: ir.Node, name: str) -> str:
+        """Emit whatever makes the codes of one QuantizeLinear."""
+        source = q.inputs[0]
+        assert source is not None
+        zero, lowest = scale_of(q)[1], format_of(q).quant_min
+        node = source.producer()
+        while node is not None and node.op_type == "Relu" and zero == lowest and node.inputs[0] is not None:
+            source, node = node.inputs[0], node.inputs[0].producer()  # S4: ReLU is the saturation of the output
+        if node is None:
+            return self._quantize(source, q)
+        if is_quantized(node):
+            return self._linear(node, q)
+        if node.op_type in ("Add", "Sub", "Mul") and all(i is not None and is_integral(i) for i in node.inputs):
+            return self._binary(node, q)
+        if node.op_type == "Concat" and all(i is not None and is_integral(i) for i in node.inputs):
+            parts = [self._rescale(self._integral(i), q, f"{name}.{k}") for k, i in enumerate(node.inputs) if i is not None]
+            return self._emit(Float("Concat", name, tuple(parts), {"axis": node.attributes["axis"].value}), True)
+        if is_integral(source):
+            return self._rescale(self._integral(source), q, name)
+        function = chain(source, is_integral)
+        if function is not None and function.nodes:
+            return self._function(function, source, q)
+        return self._quantize(source, q)
+
+    def _integral(self, value: ir.Value) -> _Codes:
+        """Emit the codes behind such a value."""
+        node = value.producer()
+        assert node is not None and node.inputs[0] is not None
+        if node.op_type == "DequantizeLinear":
+            scale, zero = scale_of(node)
+            return _Codes(self.codes(node.inputs[0]), float(scale.reshape(-1)[0]), zero, format_of(node))
+        inner, name = self._integral(node.inputs[0]), f"{value.name}.moved"
+        if name not in self.made:
+            rest = tuple(const(i) for i in node.inputs[1:])
+            self.made[name] = self._emit(Float(node.op_type, name, (inner.register, *rest), _attributes(node, value.name)), True)
+        return _Codes(self.made[name], inner.scale, inner.zero_point, inner.format)
+
+    def _rescale(self, x: _Codes, q: ir.Node, out: str) -> str:
+        """S3 and S4 to the scale of q; nothing where it is the same."""
+        (scale, zero), fmt = scale_of(q), format_of(q)
+        if (x.scale, x.zero_point, x.format) == (float(scale), zero, fmt):
+            return x.register
+        m, shift = semantics.multiplier(x.scale / float(scale), semantics.ADD_BOUND)
+        return self._emit(Rescale(x.register, out, x.zero_point, m, shift, zero, fmt), True)
+
+    def _binary(self, node: ir.Node, q: ir.Node) -> str:
+        a, b = (self._integral(i) for i in node.inputs if i is not None)
+        (scale, zero), fmt, out = scale_of(q), format_of(q), q.outputs[0].name or ""
+        zeros, sy = (a.zero_point, b.zero_point), float(scale)
+        if node.op_type == "Mul":
+            ratio = a.scale * b.scale / sy
+            m, shift = semantics.multiplier(ratio, semantics.PRODUCT_BOUND, semantics.PRODUCT_BITS)
+            return self._emit(Multiply(a.register, b.register, out, zeros, m, shift, zero, fmt), True)
+        sign = -1 if node.op_type == "Sub" else 1
+        m_a, m_b, shift = semantics.add_multipliers(a.scale / sy, sign * (b.scale / sy))
+        return self._emit(Add(a.register, b.register, out, zeros, m_a, m_b, shift, zero, fmt), True)
 
     def _emit(self, step: Step, integer: bool) -> str:
         self.steps.append(step)
@@ -93,98 +156,70 @@ class _Lowering:
             self.integer.add(step.out)
         return step.out
 
-    def _scale(self, node: ir.Node) -> tuple[np.ndarray, int]:
-        """(scale float32, one zero point) of a QuantizeLinear or DequantizeLinear."""
-        scale = const(node.inputs[1])
-        zero = const(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
-        if scale is None or zero is None or scale.dtype != np.float32:
-            raise FewbitError(f"node {node.name}: its scale and zero point must be constants, the scale float32")
-        if not (np.isfinite(scale) & (scale > 0)).all():
-            raise FewbitError(f"node {node.name}: a scale is zero, negative or not finite; the file is damaged")
-        if zero.size > 1 and np.ptp(zero.astype(np.int64)):
-            raise FewbitError(f"node {node.name}: zero points that differ by channel are not supported")
-        return scale, int(zero.reshape(-1)[0])
-
-    def _format(self, node: ir.Node) -> IntFormat:
-        zero = const(node.inputs[2]) if len(node.inputs) > 2 else None
-        fmt = _FORMAT_OF.get(zero.dtype) if zero is not None else INTEGERS["uint8"]
-        if fmt is None:
-            raise FewbitError(f"node {node.name}: quantization to {zero.dtype if zero is not None else '?'} is not supported")
-        return fmt
-
-    def _is_quantized(self, node: ir.Node) -> bool:
-        """A Gemm whose input is dequantized and whose weight and bias are dequantized constants."""
-        if node.op_type != "Gemm" or len(node.inputs) != 3 or not node.attributes.get("transB"):
-            return False
-        makers = [i.producer() if i is not None else None for i in node.inputs]
-        return all(m is not None and m.op_type == "DequantizeLinear" for m in makers) and all(
-            const(m.inputs[0]) is not None for m in makers[1:] if m is not None
-        )
-
-    def _sixteen(self, root: ir.Value) -> bool:
-        node = root.producer()
-        return node is not None and const(node.inputs[0]) is None and self._format(node).bits == 16 and self._scale(node)[1] == 0
-
     def _linear(self, gemm: ir.Node, q: ir.Node | None) -> str:
-        x, w, b = (i.producer() for i in gemm.inputs if i is not None)
-        assert x is not None and w is not None and b is not None
-        (sx, zx), (sw, zw) = self._scale(x), self._scale(w)
-        weight, bias = const(w.inputs[0]), const(b.inputs[0])
-        assert weight is not None and bias is not None
-        if weight.ndim != 2 or sx.size != 1 or sw.size not in (1, len(weight)) or bias.shape != (len(weight),):
-            raise FewbitError(
-                f"node {gemm.name}: weight {weight.shape}, its scale {sw.shape} and bias {bias.shape} do not fit together"
-            )
-        bound = semantics.accumulator_bound(weight, zw, bias, self._format(x), zx)
-        rows = np.broadcast_to(sw.reshape(-1), len(weight)).astype(np.float64) * float(sx.reshape(-1)[0])
+        assert gemm.inputs[0] is not None
+        alpha = [gemm.attributes[k].value for k in ("alpha", "beta") if k in gemm.attributes]
+        if any(v != 1.0 for v in alpha) or ("transA" in gemm.attributes and gemm.attributes["transA"].value):
+            raise FewbitError(f"node {gemm.name}: a quantized Gemm with alpha, beta or transA is not supported")
+        x, (weight, sw, zw) = self._integral(gemm.inputs[0]), weight_of(gemm)
+        rows = np.broadcast_to(sw, len(weight)).astype(np.float64) * x.scale
+        bias = bias_of(gemm, rows)
+        bound = semantics.accumulator_bound(weight, zw, bias, x.format, x.zero_point)
         shared: dict[str, Any] = dict(
-            x=self.codes(x.inputs[0]),
-            weight=weight.astype(np.int16) - np.int16(zw) if zw else weight,
+            x=x.register,
+            weight=weight.astype(np.int16) - np.int16(zw) if zw or weight.dtype == np.uint8 else weight,
             bias=bias,
-            zero_input=zx,
+            zero_input=x.zero_point,
             bound=bound,
         )
-        name = gemm.outputs[0].name or ""
         if q is None:
-            return self._emit(Linear(out=name, exit_scale=rows.astype(np.float32), **shared), integer=True)
-        sy, zy = self._scale(q)
+            out = gemm.outputs[0].name or ""
+            return self._emit(Linear(out=out, exit_scale=rows.astype(np.float32), **shared), integer=True)
+        (sy, zy), out = scale_of(q), q.outputs[0].name or ""
         pairs = [semantics.multiplier(r / float(sy.reshape(-1)[0]), bound) for r in rows]
         m, shift = (np.array(p, np.int64) for p in zip(*pairs, strict=True))
-        return self._emit(
-            Linear(out=q.outputs[0].name or "", m=m, shift=shift, zero_point=zy, format=self._format(q), **shared), True
-        )
+        return self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)
 
-    def _table(self, function: Chain, end: ir.Value, q: ir.Node) -> str:
-        root = function.root.producer()
-        assert root is not None
-        sx, _ = self._scale(root)
-        inputs = (np.arange(semantics.TABLE_KNOTS) * semantics.TABLE_STEP - 32768) * float(sx)
-        knots, scale = semantics.table(evaluate(function, end, inputs))
-        sy, zy = self._scale(q)
-        m, shift = semantics.multiplier(float(scale) / semantics.TABLE_STEP / float(sy), 1 << 20)
+    def _function(self, function: Chain, end: ir.Value, q: ir.Node) -> str:
+        """S6: interpolated knots for 16-bit codes, every code's own value for 8-bit ones."""
+        x = self._integral(function.root)
+        (sy, zy), fmt, out = scale_of(q), format_of(q), q.outputs[0].name or ""
         label = "+".join(n.op_type for n in function.nodes)
-        return self._emit(
-            Table(self.codes(root.inputs[0]), q.outputs[0].name or "", knots, m, shift, zy, self._format(q), label), True
-        )
+        if x.format.bits <= 8:
+            codes = np.arange(x.format.quant_min, x.format.quant_max + 1)
+            values = evaluate(function, end, (codes - x.zero_point) * x.scale)
+            table = np.clip(np.rint(values / np.float64(sy)) + zy, fmt.quant_min, fmt.quant_max).astype(fmt.dtype)
+            return self._emit(Lookup(x.register, out, table, x.format.quant_min, fmt, label), True)
+        if not x.format.signed or x.zero_point:
+            return self._quantize(end, q)
+        inputs = (np.arange(semantics.TABLE_KNOTS) * semantics.TABLE_STEP - 32768) * x.scale
+        knots, scale = semantics.table(evaluate(function, end, inputs))
+        m, shift = semantics.multiplier(float(scale) / semantics.TABLE_STEP / float(sy), 1 << 20)
+        return self._emit(Table(x.register, out, knots, m, shift, zy, fmt, label), True)
 
     def _quantize(self, source: ir.Value, q: ir.Node) -> str:
-        scale, zero = self._scale(q)
+        scale, zero = scale_of(q)
         if scale.size != 1:
             raise FewbitError(f"node {q.name}: an activation with a scale per channel is not supported")
         x = self.floats(source)
         self.exact &= x not in self.integer
-        return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, self._format(q)), True)
+        return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
-    def _float(self, node: ir.Node) -> str:
+    def _float(self, node: ir.Node, out: str) -> str:
         if node.op_type not in OPS or node.domain not in ("", "ai.onnx"):
             raise FewbitError(f"node {node.name}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
         inputs = tuple(None if i is None else c if (c := const(i)) is not None else self.floats(i) for i in node.inputs)
-        attributes = {k: a.value for k, a in node.attributes.items()}
         self.exact &= node.op_type in EXACT
-        out = node.outputs[0].name or ""
-        return self._emit(
-            Float(node.op_type, out, inputs, attributes), integer=any(isinstance(i, str) and i in self.integer for i in inputs)
-        )
+        touches = any(isinstance(i, str) and i in self.integer for i in inputs)
+        return self._emit(Float(node.op_type, out, inputs, _attributes(node, out)), touches)
+
+
+def _attributes(node: ir.Node, out: str | None) -> dict[str, Any]:
+    """The node's attributes; of a Split, which of its outputs is meant too."""
+    found = {k: a.value for k, a in node.attributes.items()}
+    if node.op_type == "Split":
+        found |= {"output": [o.name for o in node.outputs].index(out), "num_outputs": len(node.outputs)}
+    return found
 
 
 def evaluate(function: Chain, end: ir.Value, x: np.ndarray) -> np.ndarray:

@@ -51,6 +51,60 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """S6 for 8-bit codes: codes x -> table[x - the smallest code]."""
+
+    x: str
+    out: str
+    table: np.ndarray
+    lowest: int
+    format: IntFormat
+    function: str
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """S4 alone: codes on one scale -> codes on another."""
+
+    x: str
+    out: str
+    zero_input: int
+    m: int
+    shift: int
+    zero_point: int
+    format: IntFormat
+
+
+@dataclass(frozen=True)
+class Add:
+    """S5: codes a, b -> codes; a subtraction has a negative m_b."""
+
+    a: str
+    b: str
+    out: str
+    zeros: tuple[int, int]
+    m_a: int
+    m_b: int
+    shift: int
+    zero_point: int
+    format: IntFormat
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """S5: codes a, b -> codes."""
+
+    a: str
+    b: str
+    out: str
+    zeros: tuple[int, int]
+    m: int
+    shift: int
+    zero_point: int
+    format: IntFormat
+
+
+@dataclass(frozen=True)
 class Dequantize:
     """codes -> float32."""
 
@@ -62,7 +116,7 @@ class Dequantize:
 
 @dataclass(frozen=True)
 class Float:
-    """A float operator; an input is a register's name, an array, or None."""
+    """A float operator, or one that only moves values (codes too); an input is a register's name, an array, or None."""
 
     op: str
     out: str
@@ -70,15 +124,16 @@ class Float:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-Step = Quantize | Linear | Table | Dequantize | Float
+Step = Quantize | Linear | Table | Lookup | Rescale | Add | Multiply | Dequantize | Float
 
 
 @dataclass(frozen=True)
 class Program:
-    """inputs and outputs: names; input_shapes without the batch; exact: every bit is covered by a clause (S10)."""
+    """inputs: name -> shape without the batch; constants: codes known before any input; exact: a clause covers every bit."""
 
     inputs: dict[str, tuple[int, ...]]
     input_dtypes: dict[str, np.dtype]
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
     exact: bool
+    constants: dict[str, np.ndarray] = field(default_factory=dict)

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine.float_ops import OPS
-from fewbit.engine.program import Dequantize, Float, Linear, Program, Quantize, Step, Table
+from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Step, Table
 from fewbit.errors import FewbitError
 from fewbit.numerics import affine, semantics
 
 
 def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every register after one batch. feeds: input name -> [batch, ...]. NaN is refused, naming its index."""
-    registers: dict[str, np.ndarray] = {}
+    registers: dict[str, np.ndarray] = dict(program.constants)
     for name, shape in program.inputs.items():
         if name not in feeds:
             raise FewbitError(f"input {name} is missing; the network takes {', '.join(program.inputs)}")
@@ -42,6 +42,17 @@ def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
             return semantics.requantize(
                 semantics.look_up(r[step.x], step.knots), step.m, step.shift, step.zero_point, step.format
             )
+        case Lookup():
+            return step.table[r[step.x].astype(np.int64) - step.lowest]
+        case Rescale():
+            acc = r[step.x].astype(np.int64) - step.zero_input
+            return semantics.requantize(acc, step.m, step.shift, step.zero_point, step.format)
+        case Add():
+            a, b = (r[k].astype(np.int64) - z for k, z in zip((step.a, step.b), step.zeros, strict=True))
+            return semantics.add(a, b, step.m_a, step.m_b, step.shift, step.zero_point, step.format)
+        case Multiply():
+            a, b = (r[k].astype(np.int64) - z for k, z in zip((step.a, step.b), step.zeros, strict=True))
+            return semantics.multiply(a, b, step.m, step.shift, step.zero_point, step.format)
         case Dequantize():
             return affine.dequantize(r[step.x], step.scale, step.zero_point)
         case Float():

@@ -3,6 +3,7 @@
 SiLU written as Sigmoid and Mul, Clip then Tanh, ELU: all are one function of one number, and S6 makes each one table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -44,17 +45,17 @@ class Chain:
     nodes: tuple[ir.Node, ...]
 
 
-def chain(end: ir.Value, stop_at: tuple[str, ...]) -> Chain | None:
-    """The function that ends at a value and starts at the output of a node in stop_at; None if it is not of one value."""
+def chain(end: ir.Value, is_root: Callable[[ir.Value], bool]) -> Chain | None:
+    """The function that ends at a value and starts at one that is_root accepts; None if it is not of one value."""
     roots: list[ir.Value] = []
     nodes: list[ir.Node] = []
 
     def visit(value: ir.Value) -> bool:
-        producer = value.producer()
-        if producer is not None and producer.op_type in stop_at:
+        if is_root(value):
             if value not in roots:
                 roots.append(value)
             return True
+        producer = value.producer()
         if producer is None or producer.op_type not in ELEMENTWISE:
             return False
         if producer in nodes:

@@ -6,6 +6,7 @@ point 0 and the ReLU is its saturation (S4); every other function of one value g
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -45,10 +46,15 @@ def layers(model: ir.Model) -> list[Layer]:
         if node.op_type == "Gemm":
             x = node.inputs[0]
             assert x is not None
-            found.append(Layer(node, x, chain(x, ("Gemm",)), not _depends_on_gemm(x)))
+            found.append(Layer(node, x, chain(x, _is_gemm), not _depends_on_gemm(x)))
     if not found:
         raise FewbitError("the graph has no dense layer (Gemm or MatMul with constant weights); nothing to quantize")
     return found
+
+
+def _is_gemm(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Gemm"
 
 
 def _depends_on_gemm(value: ir.Value) -> bool:
@@ -113,7 +119,7 @@ def _exit_function(graph: ir.Graph) -> tuple[ir.Value, Chain] | None:
     for node in reversed(list(graph)):
         if node.op_type in SQUASHING:
             end = node.outputs[0]
-            function = chain(end, ("Gemm",))
+            function = chain(end, _is_gemm)
             if function is not None and not any(_reaches_gemm(u) for u, _ in end.uses()):
                 return end, function
     return None
@@ -174,7 +180,8 @@ def _quantize_weight(graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fm
     scale = semantics.raised_scale(bias, scale_input, rtn.channel_scale(weight, fmt))
     solution = rtn.solve(weight, scale, fmt)
     codes = semantics.bias_codes(bias, scale_input, scale)
-    for index, array, s in ((1, solution.codes, scale), (2, codes, (scale_input * scale).astype(np.float32))):
+    stored = solution.codes.astype(ml_dtypes.int4) if fmt.bits <= 4 else solution.codes  # ONNX packs two INT4 in a byte
+    for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
         kind = "weight" if index == 1 else "bias"
         d = ir.node(
             "DequantizeLinear",

@@ -11,6 +11,8 @@ import numpy as np
 from fewbit.errors import FewbitError
 from fewbit.numerics.formats import IntFormat
 
+ADD_BOUND = 1 << 17  # a 16-bit code less its zero point, twice
+PRODUCT_BOUND, PRODUCT_BITS = 1 << 32, 19  # S5: two 16-bit codes; what is left below 2^53
 TABLE_STEP = 32  # codes of the 16-bit input between two knots of S6
 TABLE_KNOTS = 65536 // TABLE_STEP + 1
 
@@ -45,12 +47,11 @@ def raised_scale(bias: np.ndarray, scale_input: np.float32, scale_weight: np.nda
     return np.maximum(scale_weight, np.nextafter(least.astype(np.float32), np.float32(np.inf)) * (least > 0))
 
 
-def multiplier(ratio: float, bound: int) -> tuple[int, int]:
-    """S3: (m, s) with m / 2^s nearest to ratio and |acc * m| < 2^53 for every |acc| <= bound."""
+def multiplier(ratio: float, bound: int, most: int = 22) -> tuple[int, int]:
+    """S3: (m, s) with m / 2^s nearest to ratio, m of at most `most` bits, and |acc * m| < 2^53 for every |acc| <= bound."""
     if ratio == 0:
         return 0, 1
-    bits = max(int(bound).bit_length(), 1)
-    precision = 22 if bits <= 31 else 53 - bits
+    precision = min(most, 53 - max(int(bound).bit_length(), 1))
     fraction, exponent = math.frexp(ratio)
     m = round(math.ldexp(fraction, precision))
     if m == 1 << precision:
@@ -76,6 +77,24 @@ def rescale(acc: np.ndarray, m: np.ndarray | int, shift: np.ndarray | int) -> np
 def requantize(acc: np.ndarray, m: np.ndarray | int, shift: np.ndarray | int, zero_point: int, fmt: IntFormat) -> np.ndarray:
     """S4: rescale, add the zero point, saturate."""
     return np.clip(rescale(acc, m, shift) + zero_point, fmt.quant_min, fmt.quant_max).astype(fmt.dtype)
+
+
+def add_multipliers(ratio_a: float, ratio_b: float) -> tuple[int, int, int]:
+    """S5: (m_a, m_b, s) on one shift: the larger ratio has the 22 bits, the other what its size leaves it."""
+    larger = max(abs(ratio_a), abs(ratio_b))
+    shift = multiplier(larger, ADD_BOUND)[1]
+    return round(math.ldexp(ratio_a, shift)), round(math.ldexp(ratio_b, shift)), shift
+
+
+def add(a: np.ndarray, b: np.ndarray, m_a: int, m_b: int, shift: int, zero_point: int, fmt: IntFormat) -> np.ndarray:
+    """S5: a, b codes less their zero points; both multiplied, summed in int64, rounded once."""
+    total = a.astype(np.int64) * m_a + b.astype(np.int64) * m_b
+    return requantize(total, 1, shift, zero_point, fmt)
+
+
+def multiply(a: np.ndarray, b: np.ndarray, m: int, shift: int, zero_point: int, fmt: IntFormat) -> np.ndarray:
+    """S5: a, b codes less their zero points; the product of the codes, one multiplier, one rounding."""
+    return requantize(a.astype(np.int64) * b.astype(np.int64), m, shift, zero_point, fmt)
 
 
 def table(values: np.ndarray) -> tuple[np.ndarray, np.float32]:

@@ -1,0 +1,102 @@
+"""What the nodes of a QDQ graph say: scales, zero points, formats, constant weights and biases. Reads, emits nothing."""
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.engine.float_ops import MOVES
+from fewbit.errors import FewbitError
+from fewbit.graph.fold import const
+from fewbit.numerics.formats import INTEGERS, IntFormat
+
+_FORMAT_OF = {
+    np.dtype(f.dtype): f for f in (INTEGERS["int8"], INTEGERS["uint8"], INTEGERS["int16"], INTEGERS["uint16"], INTEGERS["int32"])
+}
+
+
+def plain(codes: np.ndarray) -> np.ndarray:
+    """4- and 2-bit codes, which NumPy cannot add, as 8-bit ones."""
+    return codes if codes.dtype.kind in "iu" else codes.astype(np.uint8 if "u" in codes.dtype.name else np.int8)
+
+
+def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
+    """(scale float32, one zero point) of a QuantizeLinear or DequantizeLinear."""
+    scale = const(node.inputs[1])
+    zero = const(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
+    if scale is None or zero is None or scale.dtype != np.float32:
+        raise FewbitError(f"node {node.name}: its scale and zero point must be constants, the scale float32")
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise FewbitError(f"node {node.name}: a scale is zero, negative or not finite; the file is damaged")
+    if zero.size > 1 and np.ptp(zero.astype(np.int64)):
+        raise FewbitError(f"node {node.name}: zero points that differ by channel are not supported")
+    return scale, int(zero.reshape(-1)[0])
+
+
+def format_of(node: ir.Node) -> IntFormat:
+    zero = const(node.inputs[2]) if len(node.inputs) > 2 else None
+    if zero is None and node.op_type == "DequantizeLinear" and (codes := const(node.inputs[0])) is not None:
+        zero = codes  # the format of constant codes is their own
+    elif zero is None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
+        producer = node.inputs[0].producer()
+        return format_of(producer) if producer is not None else INTEGERS["uint8"]
+    fmt = _FORMAT_OF.get(zero.dtype) if zero is not None else INTEGERS["uint8"]
+    if fmt is None:
+        raise FewbitError(f"node {node.name}: quantization to {zero.dtype if zero is not None else '?'} is not supported")
+    return fmt
+
+
+def is_integral(value: ir.Value) -> bool:
+    """Is it the float reading of codes: a DequantizeLinear's output, or that moved about?"""
+    node = value.producer()
+    if node is None or (node.op_type in MOVES and not node.inputs):
+        return False
+    if node.op_type == "DequantizeLinear":
+        return scale_of(node)[0].size == 1 and format_of(node).bits <= 16
+    return node.op_type in MOVES and node.inputs[0] is not None and is_integral(node.inputs[0])
+
+
+def is_quantized(node: ir.Node) -> bool:
+    """A Gemm whose input is codes and whose weight and bias are constant codes."""
+    if node.op_type != "Gemm" or len(node.inputs) < 2:
+        return False
+    x, *constants = node.inputs
+    makers = [i.producer() if i is not None else None for i in constants]
+    return (
+        x is not None
+        and is_integral(x)
+        and all(m is not None and m.op_type == "DequantizeLinear" for m in makers)
+        and all(const(m.inputs[0]) is not None for m in makers if m is not None)
+    )
+
+
+def weight_of(gemm: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
+    """Codes [out, in], float32 scale [out] or [1], zero point."""
+    w = gemm.inputs[1].producer() if gemm.inputs[1] is not None else None
+    assert w is not None
+    (scale, zero), weight = scale_of(w), const(w.inputs[0])
+    assert weight is not None
+    turned = bool(gemm.attributes["transB"].value) if "transB" in gemm.attributes else False
+    axis = int(w.attributes["axis"].value) if "axis" in w.attributes else 1
+    if weight.ndim != 2 or (scale.size > 1 and axis % 2 != (0 if turned else 1)):
+        raise FewbitError(f"node {gemm.name}: a weight {weight.shape} with scales along axis {axis} is not supported")
+    weight = plain(weight if turned else weight.T)
+    if scale.size not in (1, len(weight)) or weight.dtype.itemsize > 1:
+        raise FewbitError(f"node {gemm.name}: weight {weight.dtype} {weight.shape} and scale {scale.shape} do not fit together")
+    return np.ascontiguousarray(weight), scale.reshape(-1), zero
+
+
+def bias_of(gemm: ir.Node, rows: np.ndarray) -> np.ndarray:
+    """int32 codes [out] on the accumulator's scales; zero where there is none."""
+    if len(gemm.inputs) < 3 or gemm.inputs[2] is None:
+        return np.zeros(len(rows), np.int32)
+    b = gemm.inputs[2].producer()
+    assert b is not None
+    (scale, zero), bias = scale_of(b), const(b.inputs[0])
+    assert bias is not None
+    fits = (
+        np.allclose(np.broadcast_to(scale.reshape(-1), len(rows)), rows, rtol=1e-6, atol=0)
+        if scale.size in (1, len(rows))
+        else False
+    )
+    if bias.shape != (len(rows),) or zero or not fits:
+        raise FewbitError(f"node {gemm.name}: its bias {bias.shape} is not on the scale of the accumulator (S2)")
+    return bias
