@@ -60,7 +60,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
                 q = get(node.input[0])
                 out: Any = (ints(q), [float(s) for s in scale.reshape(-1)], zero)
                 if scale.size == 1 and constants[node.input[0]].data_type != onnx.TensorProto.INT32:
-                    out = Codes(ints(q), float(scale), zero, kind_of(constants[node.input[0]].data_type))
+                    out = Codes(ints(q), float(scale.reshape(-1)[0]), zero, kind_of(constants[node.input[0]].data_type))
             else:
                 out = Codes(values[node.input[0]].q, float(scale), int(get(node.input[2])), values[node.input[0]].kind)
         elif node.op_type == "QuantizeLinear":
@@ -163,7 +163,8 @@ def quantize(value: Any, scale: float, zero: int, kind: str) -> Codes:
             return value
         m, s = multiplier(value.scale / scale, 1 << 17)
         return Codes(each(lambda q: requantized(q - value.zero, m, s, zero, kind), value.q), scale, zero, kind)
-    return OPERATORS.get(value.op, unary)(value, scale, zero, kind)
+    of_codes = all(isinstance(i, Codes) for i in value.inputs)  # SiLU's Mul is not: one of its factors is pending too
+    return (OPERATORS.get(value.op, unary) if of_codes else unary)(value, scale, zero, kind)
 
 
 def add(p: Pending, scale: float, zero: int, kind: str) -> Codes:
@@ -242,7 +243,8 @@ def function(p: Any, x: float) -> float:
 
 def float_op(op: str, i: list[Any]) -> np.ndarray:
     """Entry: one IEEE float32 operation each (S1)."""
-    return {"Sub": np.subtract, "Mul": np.multiply, "Min": np.minimum, "Max": np.maximum, "Add": np.add}[op](i[0], i[1])
+    with np.errstate(over="ignore"):
+        return {"Sub": np.subtract, "Mul": np.multiply, "Min": np.minimum, "Max": np.maximum, "Add": np.add}[op](i[0], i[1])
 
 
 def move(op: str, q: np.ndarray, rest: list[Any], attributes: dict[str, Any], outputs: int) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ def plain(codes: np.ndarray) -> np.ndarray:
 
 
 def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
-    """(scale float32, one zero point) of a QuantizeLinear or DequantizeLinear."""
+    """(scale float32, shape () where there is one; one zero point) of a QuantizeLinear or DequantizeLinear."""
     scale = const(node.inputs[1])
     zero = const(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
     if scale is None or zero is None or scale.dtype != np.float32:
@@ -28,7 +28,7 @@ def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
         raise FewbitError(f"node {node.name}: a scale is zero, negative or not finite; the file is damaged")
     if zero.size > 1 and np.ptp(zero.astype(np.int64)):
         raise FewbitError(f"node {node.name}: zero points that differ by channel are not supported")
-    return scale, int(zero.reshape(-1)[0])
+    return scale.reshape(()) if scale.size == 1 else scale, int(zero.reshape(-1)[0])
 
 
 def format_of(node: ir.Node) -> IntFormat:

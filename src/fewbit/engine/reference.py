@@ -56,4 +56,5 @@ def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
         case Dequantize():
             return affine.dequantize(r[step.x], step.scale, step.zero_point)
         case Float():
-            return OPS[step.op](step.attributes, *(r[i] if isinstance(i, str) else i for i in step.inputs))
+            with np.errstate(over="ignore"):  # an observation of 1e38 becomes infinity, and infinity saturates (S1)
+                return OPS[step.op](step.attributes, *(r[i] if isinstance(i, str) else i for i in step.inputs))
