@@ -254,16 +254,18 @@ def squash(g: Graph, name: str, x: str) -> str:
         return g.op("Mul", x, g.op("Sigmoid", x))
     if name == "clipped tanh":
         return g.op("Tanh", g.op("Clip", x, g.constant(np.float32(-2)), g.constant(np.float32(1.5))))
+    if name == "clip":
+        return g.op("Clip", x, g.constant(np.float32(-1.23)), g.constant(np.float32(2.34)))
     return g.op({"tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "Elu", "softplus": "Softplus", "relu": "Relu"}[name], x)
 
 
 def tables() -> Iterator[Case]:
-    for k, name in enumerate(["tanh", "sigmoid", "silu", "elu", "softplus", "clipped tanh"] * 5):
+    for k, name in enumerate(["tanh", "sigmoid", "silu", "elu", "softplus", "clipped tanh", "clip"] * 5):
         g = Graph(10000 + k)
-        scale = (2.0**-12, 2.0**-11, 2.0**-9, 3e-4, 2.0**-13)[k // 6]
+        scale = (2.0**-12, 2.0**-11, 2.0**-9, 3e-4, 2.0**-13)[k // 7]
         x = g.entry("int16", 16, scale, 0, batch=12)
         unit = {"tanh": 1, "sigmoid": 1, "clipped tanh": 1}.get(name, 32768 * scale)
-        out, bits = (("int16", 15), ("int8", 7), ("uint8", 8), ("int16", 15), ("int8", 7))[k // 6]
+        out, bits = (("int16", 15), ("int8", 7), ("uint8", 8), ("int16", 15), ("int8", 7))[k // 7]
         yield g.case(f"table {name} {scale:g} -> {out}", g.qdq(squash(g, name, x), out, unit * 2.0**-bits, 0 if k % 2 else 5))
 
 

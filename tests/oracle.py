@@ -192,7 +192,7 @@ OPERATORS = {"Add": add, "Sub": add, "Mul": mul, "Concat": concat}
 
 
 def unary(p: Pending, scale: float, zero: int, kind: str) -> Codes:
-    """S6: 8-bit codes exactly, 16-bit codes through the table."""
+    """S6: 8-bit codes exactly, 16-bit codes through segments."""
     root = p
     while isinstance(root, Pending):
         root = next(i for i in root.inputs if not isinstance(i, np.ndarray))
@@ -203,17 +203,68 @@ def unary(p: Pending, scale: float, zero: int, kind: str) -> Codes:
             return clamp(half_even(Fraction(function(p, (q - root.zero) * root.scale) / scale)) + zero, kind)
 
         return Codes(each(exact, root.q), scale, zero, kind)
-    knots = [function(p, (32 * k - 32768) * root.scale) for k in range(2049)]
-    peak = max(abs(v) for v in knots)
+    values = [function(p, q * root.scale) for q in range(-32768, 32768)]
+    peak = max(abs(v) for v in values)
     unit = 2.0**-15 if 0.5 < peak <= 1 else float(np.float32(peak / 32767 if peak else 1))
-    t = [clamp(half_even(Fraction(v / unit)), "INT16") for v in knots]
-    m, s = multiplier(unit / 32 / scale, 1 << 20)
+    values = [v / unit for v in values]
+    clipped = [max(-32768.0, min(32767.0, v)) for v in values]
+    s = segments(values, 32, (50, 422, 1024, 1626, 1998))
+    if s is None or max(abs(s(q) - clipped[q + 32768]) for q in range(-32768, 32768)) > 2.5:
+        s = segments(clipped, 2048, (5, 27))
+        assert s is not None
+    m, shift = multiplier(unit / scale, 1 << 15)
+    return Codes(each(lambda q: requantized(s(q), m, shift, zero, kind), root.q), scale, zero, kind)
 
-    def interpolate(q: int) -> int:
-        i, f = divmod(q + 32768, 32)
-        return requantized(t[i] * (32 - f) + t[i + 1] * f, m, s, zero, kind)
 
-    return Codes(each(interpolate, root.q), scale, zero, kind)
+def segments(values: list[float], count: int, nodes: tuple[int, ...]) -> Any:
+    """S6: the integer function of a code, through Lagrange's polynomials in Fractions; None where 16 bits do not do."""
+    size, degree = 65536 // count, len(nodes) - 1
+    t = [Fraction(2 * j, size) - 1 for j in nodes]
+    powers = []  # of each node's Lagrange polynomial, lowest first
+    for k in range(degree + 1):
+        p = [Fraction(1)]
+        for j in range(degree + 1):
+            if j != k:
+                shifted, scaled = [Fraction(0), *p], [-t[j] * a for a in p] + [Fraction(0)]
+                p = [(a + b) / (t[k] - t[j]) for a, b in zip(shifted, scaled, strict=True)]
+        powers.append(p)
+    exact = []
+    for i in range(count):
+        v = [Fraction(values[i * size + j]) for j in nodes]
+        exact.append([sum(v[k] * powers[k][d] for k in range(degree + 1)) for d in range(degree + 1)])
+    least = [[], [0], [Fraction(1, 2), 0], [0, Fraction(3, 4), 0], [Fraction(-1, 8), 0, 1, 0]]
+    for guard in range(count.bit_length() - 1, -1, -1):
+        c = [rounded(row, guard, least) for row in exact]
+        if all(abs(a) <= 32767 for row in c for a in row[1:]) and (s := horner(c, guard, count)):
+            return s
+    return None
+
+
+def rounded(row: list[Fraction], guard: int, least: list[list[Any]]) -> list[int]:
+    c = [row[0], *(a * 2**guard for a in row[1:])]
+    for k in range(len(c) - 1, 0, -1):
+        whole = half_even(Fraction(half_even(c[k] * 2**20), 2**20))
+        for j, part in enumerate(least[k]):
+            c[j] += (c[k] - whole) * part / (1 if j else 2**guard)
+        c[k] = whole
+    c[0] = clamp(half_even(Fraction(half_even(c[0] * 2**20), 2**20)), "INT16")
+    return c
+
+
+def horner(c: list[list[int]], guard: int, count: int) -> Any:
+    """The function if no intermediate leaves 16 bits, else None."""
+    bits = count.bit_length() - 1
+    made = {}
+    for q in range(-32768, 32768):
+        u = q + 32768
+        row, f = c[u >> (16 - bits)], ((u << bits) % 65536) - 32768
+        h = row[-1]
+        for a in row[-2:0:-1]:
+            h = a + ((h * f + 16384) >> 15)
+            if abs(h) > 32767:
+                return None
+        made[q] = clamp(row[0] + ((h * (f >> guard) + 16384) >> 15), "INT16")
+    return made.__getitem__
 
 
 def function(p: Any, x: float) -> float:

@@ -20,7 +20,7 @@ def quantize(
     weights: Annotated[str, typer.Option(help="int8, int6, int4, int3 or int2")] = "int8",
     activations: Annotated[str, typer.Option(help="uint8 (behind a ReLU; int8 elsewhere) or int8")] = "uint8",
     inputs: Annotated[str, typer.Option(help="observations: int16 or int8")] = "int16",
-    method: Annotated[str, typer.Option(help="rtn: round to nearest")] = "rtn",
+    method: Annotated[str, typer.Option(help="rtn: round to nearest; dynamic: activation ranges at run time")] = "rtn",
     keep: Annotated[float | None, typer.Option(help="exit 1 unless this share of the return is kept (reported at 0.95)")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     seed: int = 0,
@@ -29,8 +29,6 @@ def quantize(
     """Quantize a trained network, measure it in its environment, and write the artifact."""
     from fewbit import pipeline
 
-    if method != "rtn":
-        raise FewbitError(f"--method {method} is not built yet; rtn is")
     if out.suffix != ".onnx":
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
     if not out.parent.is_dir():
@@ -46,6 +44,7 @@ def quantize(
             keep or 0.95,
             episodes,
             seed,
+            method=method,
             progress=bar,
         )
         artifact.save(out)

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.numerics import affine
+from fewbit.numerics.formats import INTEGERS
+
 # One IEEE operation a number, the same bits on every machine: they may stand outside the integers without harm to "exact".
 EXACT = {
     "Add",
@@ -71,6 +74,19 @@ def _split(a: dict, x: np.ndarray, sizes: Any = None) -> np.ndarray:
     return np.take(x, range(start, min(start + int(sizes[k]), x.shape[axis])), axis)
 
 
+def _dynamic_quantize(a: dict, x: np.ndarray) -> np.ndarray:
+    """DynamicQuantizeLinear-11: codes uint8, scale float32 or zero point uint8, as the lowering asks."""
+    low, high = np.minimum(x.min(initial=0), np.float32(0)), np.maximum(x.max(initial=0), np.float32(0))
+    scale = np.float32((high - low) / np.float32(255)) or np.float32(1)
+    zero = np.uint8(np.clip(np.rint((np.float32(0) - low) / scale), 0, 255))
+    return (affine.quantize(x, scale, int(zero), INTEGERS["uint8"]), np.asarray(scale), np.asarray(zero))[a["output"]]
+
+
+def _matmul_integer(a: dict, x: np.ndarray, w: np.ndarray, zx: Any = 0, zw: Any = 0) -> np.ndarray:
+    """Sums of products of codes, int32; formed in float64, which holds them exactly."""
+    return ((x.astype(np.float64) - np.float64(zx)) @ (w.astype(np.float64) - np.float64(zw))).astype(np.int32)
+
+
 def _argmax(a: dict, x: np.ndarray) -> np.ndarray:
     axis = a.get("axis", 0)
     best = x.argmax(axis)
@@ -114,5 +130,10 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Cast": lambda a, x: x.astype(_CAST[a["to"]]),
     "ArgMax": _argmax,
     "ReduceMean": _reduce_mean,
+    "DynamicQuantizeLinear": _dynamic_quantize,
+    "MatMulInteger": _matmul_integer,
+    "Shape": lambda a, x: np.array(x.shape[a.get("start", 0) : a.get("end")], np.int64),
+    "Expand": lambda a, x, shape: x * np.ones([int(d) for d in shape], x.dtype),
+    "Gather": lambda a, x, index: np.take(x, index, axis=a.get("axis", 0)),
     "Gemm": lambda a, x, w, b: x @ (w.T if a.get("transB") else w) + b,
 }

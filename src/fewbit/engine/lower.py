@@ -15,13 +15,13 @@ from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multip
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
-from fewbit.numerics import semantics
+from fewbit.numerics import semantics, unary
 from fewbit.numerics.formats import IntFormat
 
 
 def lower(model: ir.Model) -> Program:
     """The program of a QDQ (or plain float) graph; refuses by name what cannot be run."""
-    return _Lowering(model).program()
+    return _Lowering(model.graph).program()
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,22 @@ class _Codes:
 
 
 class _Lowering:
-    def __init__(self, model: ir.Model):
-        self.graph = model.graph
+    def __init__(self, graph: ir.Graph):
+        self.graph = graph
         self.steps: list[Step] = []
         self.made: dict[str, str] = {}
         self.integer: set[str] = set()
         self.constants: dict[str, np.ndarray] = {}
         self.exact = True
 
-    def program(self) -> Program:
+    def program(self, body: bool = False) -> Program:
+        """body: of a Scan, whose inputs' sizes nobody outside it needs to know."""
         inputs = [v for v in self.graph.inputs if v.name not in self.graph.initializers]
         outputs = tuple(self.floats(v) for v in self.graph.outputs)
         shapes, dtypes = {}, {}
         for v in inputs:
             dims = [d for d in (v.shape or [])[1:] if isinstance(d, int)]
-            if v.shape is None or len(dims) != len(v.shape) - 1:
+            if not body and (v.shape is None or len(dims) != len(v.shape) - 1):
                 raise FewbitError(
                     f"input {v.name}: its shape {v.shape} is not fixed behind the batch; export it with fixed sizes"
                 )
@@ -181,7 +182,7 @@ class _Lowering:
         return self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)
 
     def _function(self, function: Chain, end: ir.Value, q: ir.Node) -> str:
-        """S6: interpolated knots for 16-bit codes, every code's own value for 8-bit ones."""
+        """S6: segments for 16-bit codes, every code's own value for 8-bit ones."""
         x = self._integral(function.root)
         (sy, zy), fmt, out = scale_of(q), format_of(q), q.outputs[0].name or ""
         label = "+".join(n.op_type for n in function.nodes)
@@ -192,10 +193,9 @@ class _Lowering:
             return self._emit(Lookup(x.register, out, table, x.format.quant_min, fmt, label), True)
         if not x.format.signed or x.zero_point:
             return self._quantize(end, q)
-        inputs = (np.arange(semantics.TABLE_KNOTS) * semantics.TABLE_STEP - 32768) * x.scale
-        knots, scale = semantics.table(evaluate(function, end, inputs))
-        m, shift = semantics.multiplier(float(scale) / semantics.TABLE_STEP / float(sy), 1 << 20)
-        return self._emit(Table(x.register, out, knots, m, shift, zy, fmt, label), True)
+        segments = unary.fit(lambda v: evaluate(function, end, v), x.scale)
+        m, shift = semantics.multiplier(float(segments.scale) / float(sy), 1 << 15)
+        return self._emit(Table(x.register, out, segments, m, shift, zy, fmt, label), True)
 
     def _quantize(self, source: ir.Value, q: ir.Node) -> str:
         scale, zero = scale_of(q)
@@ -206,7 +206,7 @@ class _Lowering:
         return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
     def _float(self, node: ir.Node, out: str) -> str:
-        if node.op_type not in OPS or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
             raise FewbitError(f"node {node.name}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
         inputs = tuple(None if i is None else c if (c := const(i)) is not None else self.floats(i) for i in node.inputs)
         self.exact &= node.op_type in EXACT
@@ -215,9 +215,11 @@ class _Lowering:
 
 
 def _attributes(node: ir.Node, out: str | None) -> dict[str, Any]:
-    """The node's attributes; of a Split, which of its outputs is meant too."""
-    found = {k: a.value for k, a in node.attributes.items()}
-    if node.op_type == "Split":
+    """The node's attributes; which of its outputs is meant, where it has several; a Scan's body as a program."""
+    found = {
+        k: _Lowering(a.value).program(body=True) if isinstance(a.value, ir.Graph) else a.value for k, a in node.attributes.items()
+    }
+    if len(node.outputs) > 1:
         found |= {"output": [o.name for o in node.outputs].index(out), "num_outputs": len(node.outputs)}
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.numerics.formats import IntFormat
+from fewbit.numerics.unary import Segments
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Table:
-    """S6: int16 codes -> codes through interpolated knots."""
+    """S6, then S4: int16 codes -> int16 codes of the segments' own scale -> codes."""
 
     x: str
     out: str
-    knots: np.ndarray
+    segments: Segments
     m: int
     shift: int
     zero_point: int

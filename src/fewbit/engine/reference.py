@@ -7,12 +7,12 @@ import numpy as np
 from fewbit.engine.float_ops import OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Step, Table
 from fewbit.errors import FewbitError
-from fewbit.numerics import affine, semantics
+from fewbit.numerics import affine, semantics, unary
 
 
 def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every register after one batch. feeds: input name -> [batch, ...]. NaN is refused, naming its index."""
-    registers: dict[str, np.ndarray] = dict(program.constants)
+    registers: dict[str, np.ndarray] = {}
     for name, shape in program.inputs.items():
         if name not in feeds:
             raise FewbitError(f"input {name} is missing; the network takes {', '.join(program.inputs)}")
@@ -23,6 +23,11 @@ def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         if x.dtype.kind == "f" and np.isnan(x).any():
             raise FewbitError(f"input {name}: element {tuple(int(i) for i in np.argwhere(np.isnan(x))[0])} is NaN")
         registers[name] = x
+    return _walk(program, registers)
+
+
+def _walk(program: Program, registers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    registers = dict(program.constants) | registers
     for step in program.steps:
         registers[step.out] = _step(step, registers)
     return registers
@@ -39,9 +44,8 @@ def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
             assert step.format is not None and step.m is not None and step.shift is not None
             return semantics.requantize(acc, step.m, step.shift, step.zero_point, step.format)
         case Table():
-            return semantics.requantize(
-                semantics.look_up(r[step.x], step.knots), step.m, step.shift, step.zero_point, step.format
-            )
+            y = unary.evaluate(r[step.x], step.segments)
+            return semantics.requantize(y, step.m, step.shift, step.zero_point, step.format)
         case Lookup():
             return step.table[r[step.x].astype(np.int64) - step.lowest]
         case Rescale():
@@ -55,6 +59,23 @@ def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
             return semantics.multiply(a, b, step.m, step.shift, step.zero_point, step.format)
         case Dequantize():
             return affine.dequantize(r[step.x], step.scale, step.zero_point)
+        case Float() if step.op == "Scan":
+            return _scan(step.attributes, [r[i] if isinstance(i, str) else i for i in step.inputs])
         case Float():
             with np.errstate(over="ignore"):  # an observation of 1e38 becomes infinity, and infinity saturates (S1)
                 return OPS[step.op](step.attributes, *(r[i] if isinstance(i, str) else i for i in step.inputs))
+
+
+def _scan(attributes: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
+    """One output of ONNX Scan-16 over axis 0: the body's program once for each row of its scanned inputs."""
+    body: Program = attributes["body"]
+    count = len(inputs) - attributes["num_scan_inputs"]
+    states, rows = inputs[:count], inputs[count:]
+    collected = []
+    for k in range(len(rows[0])):
+        made = _walk(body, dict(zip(body.inputs, [*states, *(row[k] for row in rows)], strict=True)))
+        results = [made[o] for o in body.outputs]
+        states = results[:count]
+        collected.append(results[count:])
+    output = attributes["output"]
+    return states[output] if output < count else np.stack([c[output - count] for c in collected])

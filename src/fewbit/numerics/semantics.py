@@ -1,7 +1,8 @@
 """The integer arithmetic, clause by clause (docs/semantics.md): what every executor must compute, bit for bit.
 
-No graph here: arrays of codes in, arrays of codes out. Accumulators are int64 arrays; sums are formed by a float64 matrix
-product where the bound of S2 proves it exact (every partial sum is an integer below 2^53), by int64 otherwise.
+S1 is numerics/affine, S6 numerics/unary. No graph here: arrays of codes in, arrays of codes out. Accumulators are int64;
+sums are formed by a float64 matrix product where the bound of S2 proves it exact (every partial sum is an integer below
+2^53), by int64 otherwise.
 """
 
 import math
@@ -13,8 +14,6 @@ from fewbit.numerics.formats import IntFormat
 
 ADD_BOUND = 1 << 17  # a 16-bit code less its zero point, twice
 PRODUCT_BOUND, PRODUCT_BITS = 1 << 32, 19  # S5: two 16-bit codes; what is left below 2^53
-TABLE_STEP = 32  # codes of the 16-bit input between two knots of S6
-TABLE_KNOTS = 65536 // TABLE_STEP + 1
 
 
 def accumulator_bound(weight: np.ndarray, zero_weight: int, bias: np.ndarray, fmt: IntFormat, zero_input: int) -> int:
@@ -95,18 +94,3 @@ def add(a: np.ndarray, b: np.ndarray, m_a: int, m_b: int, shift: int, zero_point
 def multiply(a: np.ndarray, b: np.ndarray, m: int, shift: int, zero_point: int, fmt: IntFormat) -> np.ndarray:
     """S5: a, b codes less their zero points; the product of the codes, one multiplier, one rounding."""
     return requantize(a.astype(np.int64) * b.astype(np.int64), m, shift, zero_point, fmt)
-
-
-def table(values: np.ndarray) -> tuple[np.ndarray, np.float32]:
-    """S6: int16 knots and their scale, from the function's float64 values at the TABLE_KNOTS knots."""
-    peak = float(np.abs(values).max())
-    scale = np.float32(2.0**-15) if 0.5 < peak <= 1.0 else np.float32(peak / 32767 if peak else 1)
-    return np.clip(np.rint(values / np.float64(scale)), -32768, 32767).astype(np.int16), scale
-
-
-def look_up(q: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """S6: linear interpolation in integers; int16 codes -> accumulator at the knots' scale / TABLE_STEP."""
-    u = q.astype(np.int64) + 32768
-    i, f = u // TABLE_STEP, u % TABLE_STEP
-    t = knots.astype(np.int64)
-    return t[i] * (TABLE_STEP - f) + t[i + 1] * f

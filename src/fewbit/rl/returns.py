@@ -116,7 +116,7 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
             following.append(o)
             kept.append((e, k))
         observations, active = following, kept
-    return returns, _concatenate(seen)
+    return returns, concatenate(seen)
 
 
 def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None) -> np.ndarray:
@@ -163,7 +163,7 @@ def _stack(observations: list[Any]) -> Any:
     return np.stack(observations)
 
 
-def _concatenate(batches: list[Any]) -> Any:
+def concatenate(batches: list[Any]) -> Any:
     if batches and isinstance(batches[0], dict):
         return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
     return np.concatenate(batches) if batches else np.zeros(0)
