@@ -62,7 +62,9 @@ def test_single_layer_is_onnx_runtimes_bit_for_bit():
 def test_a_policy_goes_the_same_way_from_the_command(tmp_path):
     from conftest import ROOT
 
-    artifact = fewbit.quantize(ROOT / "demo" / "halfcheetah.zip", env="HalfCheetah-v5", method="dynamic", episodes=2)
+    artifact = fewbit.quantize(
+        ROOT / "demo" / "halfcheetah.zip", env="HalfCheetah-v5", scheme=fewbit.Scheme(method="dynamic"), episodes=2
+    )
     artifact.save(tmp_path / "d.onnx")
     record = artifact.record
     assert record["recipe"]["method"] == "dynamic" and not record["evidence"]["exact"]

@@ -7,12 +7,13 @@ import sys
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "numerics"},
+    {"errors", "numerics", "devices"},
     {"solvers"},
     {"graph"},
     {"sources", "engine", "train"},
-    {"targets", "rl", "llm"},
-    {"pipeline", "search", "plan", "bench"},
+    {"targets", "rl", "llm", "machine"},
+    {"search", "plan", "bench", "diff"},
+    {"pipeline"},
     {"report"},
     {"cli"},
 ]

@@ -14,6 +14,7 @@ from fewbit.engine.load import load
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
 from fewbit.graph import calibrate, qdq
+from fewbit.graph.quantize import quantize
 from fewbit.rl import returns
 
 RUN_IN = {
@@ -95,7 +96,7 @@ def layer_by_layer(source: sources.Source, feeds: dict[str, np.ndarray]) -> tupl
 
     (share equal, end-to-end gap of default ONNX Runtime); the share of a policy of one layer, which has no codes, is nan.
     """
-    quantized = qdq.write(source.model.clone(), calibrate.ranges(source.model, feeds, qdq.tensors(source.model)), qdq.Scheme())
+    quantized, _ = quantize(source.model, feeds, qdq.Scheme())
     program = lower(quantized)
     registers = reference.run(program, feeds)
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(quantized))
@@ -112,14 +113,15 @@ def layer_by_layer(source: sources.Source, feeds: dict[str, np.ndarray]) -> tupl
 
 
 def test_go1_runs_and_is_exact(robots):
-    artifact = pipeline.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", episodes=4)
+    artifact = fewbit.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", episodes=4)
     record = artifact.record["evidence"]
     assert 900 < record["return_float"]["mean"] < 960 and record["return_quantized"]["mean"] > 850 and record["exact"]
 
 
 @pytest.mark.parametrize("agent, published, worse", [("sac/HalfCheetah-v3", 9400, True), ("tqc/HalfCheetah-v3", 12100, True)])
 def test_returns_reproduce_the_published_and_round_to_nearest_costs_some(zoo, agent, published, worse, tmp_path):
-    artifact = fewbit.quantize(zoo / agent / "HalfCheetah-v3.zip", env="HalfCheetah-v5", episodes=20)
+    scheme = fewbit.Scheme(method="rtn")
+    artifact = fewbit.quantize(zoo / agent / "HalfCheetah-v3.zip", env="HalfCheetah-v5", episodes=20, scheme=scheme)
     artifact.save(tmp_path / "a.onnx")
     record = fewbit.evaluate(tmp_path / "a.onnx", "HalfCheetah-v5", zoo / agent / "HalfCheetah-v3.zip", episodes=10)
     assert abs(record["return_float"]["mean"] - published) < 0.03 * published

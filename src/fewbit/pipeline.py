@@ -2,24 +2,23 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import sources
+from fewbit import search, solvers, sources
 from fewbit.engine.load import load as load_policy
 from fewbit.errors import FewbitError
-from fewbit.graph import calibrate, dynamic, metadata, qdq
+from fewbit.graph import half, metadata, qdq
+from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
-from fewbit.numerics.formats import INTEGERS
 
-METHODS = ("rtn", "dynamic")
 CALIBRATION_EPISODES, CALIBRATION_STEPS = 5, 5000
-CALIBRATION_SEED = 100_000  # away from the evaluation's own seeds
+CALIBRATION_SEED, SEARCH_SEED = 100_000, 300_000  # away from the evaluation's own seeds
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
@@ -47,6 +46,13 @@ class Artifact:
         finally:
             part.unlink(missing_ok=True)
 
+    def with_evidence(self, evidence: dict[str, Any]) -> "Artifact":
+        """The same with its record completed; the record holds the size of the file that holds the record."""
+        self.record["evidence"] = evidence | {"size_bytes": 0}
+        for _ in range(3):
+            self.record["evidence"]["size_bytes"] = len(self.to_bytes())
+        return self
+
     def to_bytes(self) -> bytes:
         metadata.write(self.model, self.record)
         return ir.to_proto(self.model).SerializeToString(deterministic=True)
@@ -63,32 +69,60 @@ def quantize(
     episodes: int = 100,
     seed: int = 0,
     observation_shape: tuple[int, ...] | None = None,
-    method: str = "rtn",
     progress: Progress = _silent,
 ) -> Artifact:
-    """Quantize a source: "rtn" calibrates in env or on observations [n, ...], "dynamic" needs neither; measured where env is."""
+    """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
+
+    scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
+    shown, and it is the strongest method.
+    """
     scheme = scheme or qdq.Scheme()
-    _check(method, scheme)
-    if method != "dynamic" and env is None and observations is None:
+    _check(scheme)
+    if scheme.method != "dynamic" and env is None and observations is None:
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     original = sources.load(source, normalizer, observation_shape)
-    recipe = {"source": original.name, "source_sha256": original.digest, "method": method, "seed": seed}
-    recipe |= {"env": env, "env_args": env_args or {}}
-    if method == "dynamic":
-        quantized = dynamic.write(original.model)
-    else:
-        feeds = _calibration(original, env, observations, env_args, seed)
-        ranges = calibrate.ranges(original.model, feeds, qdq.tensors(original.model))
-        quantized = qdq.write(original.model.clone(), ranges, scheme)
-        recipe |= vars(scheme) | {"calibration_sha256": sources.digest(*(v.tobytes() for v in feeds.values()))}
-    artifact = Artifact(quantized, {"format": 1, "recipe": recipe, "contract": original.contract})
-    if env is not None:
-        from fewbit.rl.measure import measure
+    feeds = _calibration(original, env, observations, env_args, seed)
+    if env is None:
+        return _artifact(original, feeds, replace(scheme, method=search.BEST) if scheme.method == "auto" else scheme, None)
+    from fewbit.rl.measure import Baseline, check, measure
 
-        artifact.record["evidence"] = measure(artifact.model, original.model, env, env_args, keep, episodes, seed, True, progress)
-        for _ in range(3):  # the record holds the size of the file that holds the record
-            artifact.record["evidence"]["size_bytes"] = len(artifact.to_bytes())
-    return artifact
+    check(episodes, keep)
+    baseline = Baseline(original.model, env, env_args, seed)
+    recipe = {"env": env, "env_args": env_args or {}, "seed": seed}
+    if scheme.method != "auto":
+        artifact = _artifact(original, feeds, scheme, recipe)
+        return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress))
+    elsewhere = Baseline(original.model, env, env_args, seed + SEARCH_SEED)
+    made: dict[qdq.Scheme, Artifact] = {}
+
+    def cost(chosen: qdq.Scheme, against: Baseline, quick: bool) -> dict[str, Any]:
+        made.setdefault(chosen, _artifact(original, feeds, chosen, recipe))
+        return measure(made[chosen].model, against, keep, episodes, True, progress, quick)
+
+    head = qdq.layers(original.model)[-1].gemm.name or ""
+    best, tried = search.climb(search.rungs(scheme, head), lambda s: cost(s, elsewhere, True), lambda s: cost(s, baseline, False))
+    artifact = made[best.scheme]
+    artifact.record["search"] = [_rung(t) for t in tried]
+    return artifact.with_evidence(best.reported or best.chosen)
+
+
+def _artifact(
+    original: sources.Source, feeds: dict[str, np.ndarray], scheme: qdq.Scheme, extra: dict[str, Any] | None
+) -> Artifact:
+    model, moved = build(original.model, feeds, scheme)
+    recipe = {"source": original.name, "source_sha256": original.digest} | vars(scheme) | (extra or {})
+    recipe["calibration_sha256"] = sources.digest(*(v.tobytes() for v in feeds.values()))
+    return Artifact(model, {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved})
+
+
+def _rung(tried: search.Tried) -> dict[str, Any]:
+    """One line of the search for the record."""
+
+    def figures(record: dict[str, Any] | None) -> dict[str, Any] | None:
+        names = ("kept", "kept_ci95", "verdict", "fidelity_met", "seeds", "packed_bytes")
+        return None if record is None else {k: record[k] for k in names}
+
+    return {"tried": tried.what, "chosen_on": figures(tried.chosen), "reported": figures(tried.reported)}
 
 
 def evaluate(
@@ -103,35 +137,39 @@ def evaluate(
     progress: Progress = _silent,
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence"."""
-    from fewbit.rl.measure import measure
+    from fewbit.rl.measure import Baseline, measure, without_original
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
-    original = sources.load(against, normalizer).model if against is not None else None
-    found = measure(model, original, env, env_args, keep, episodes, seed, False, progress)
-    return found | {"size_bytes": size}
+    if against is None:
+        return without_original(model, env, env_args, episodes, seed, progress) | {"size_bytes": size}
+    baseline = Baseline(sources.load(against, normalizer).model, env, env_args, seed)
+    return measure(model, baseline, keep, episodes, False, progress) | {"size_bytes": size}
 
 
-def _check(method: str, scheme: qdq.Scheme) -> None:
-    if method not in METHODS:
-        raise FewbitError(f"--method {method} is not built; choose one of {', '.join(METHODS)}")
-    if method == "dynamic" and scheme != qdq.Scheme():
-        raise FewbitError(
-            "--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply"
-        )
+def _check(scheme: qdq.Scheme) -> None:
+    if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
+        raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
+    if scheme.method not in ("dynamic", "auto"):
+        solvers.method(scheme.method)
+    weights = ("int8", "int6", "int4", "int3", "int2", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
     for option, name, allowed in (
-        ("--weights", scheme.weights, ("int8", "int6", "int4", "int3", "int2")),
-        ("--activations", scheme.activations, ("uint8", "int8")),
+        ("--weights", scheme.weights, weights),
+        ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),
         ("--inputs", scheme.inputs, ("int16", "int8")),
     ):
-        if name not in INTEGERS or name not in allowed:
+        if name not in allowed:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
+    if scheme.weights in half.DTYPES and scheme.method not in ("auto", "rtn"):
+        raise FewbitError(f"--weights {scheme.weights} is a cast; --method {scheme.method} has nothing to solve")
 
 
 def _calibration(
     original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int
 ) -> dict[str, np.ndarray]:
     policy = load_policy(original.model, "onnxruntime")
+    if observations is None and env is None:
+        return {}
     if observations is not None:
         given = observations if isinstance(observations, np.ndarray) else read_observations(Path(observations))
         name, shape = next(iter(policy.inputs.items()))

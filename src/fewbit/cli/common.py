@@ -102,6 +102,26 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
     Console().print(table)
 
 
+def show_search(tried: list[dict[str, Any]]) -> None:
+    """Every rung: what it changed, what it kept where it was chosen and, if it got there, where it is reported."""
+    if not tried:
+        return
+    table = Table("tried", "codes", "kept where chosen", "kept where reported", box=None, padding=(0, 2, 0, 0))
+    for rung in tried:
+        table.add_row(rung["tried"], f"{rung['chosen_on']['packed_bytes']:,}", _kept(rung["chosen_on"]), _kept(rung["reported"]))
+    Console().print(table)
+
+
+def _kept(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "-"
+    if record["kept"] is None:
+        return "undefined"
+    low, high = record["kept_ci95"]
+    alike = ", same actions" if record["verdict"] == "undecided" and record["fidelity_met"] else ""
+    return f"{record['kept']:.1%} ({low:.1%} to {high:.1%}) {record['verdict']}{alike}"
+
+
 def status(record: dict[str, Any], judged: bool) -> int:
     """0 on pass, or on undecided with fidelity met; 1 otherwise; 0 where nothing was asked for."""
     if not judged or "verdict" not in record:

@@ -17,11 +17,14 @@ def quantize(
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
     observations: Annotated[Path | None, typer.Option(help="calibrate on this .npy array [n, ...]")] = None,
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl, if it does not lie beside the zip")] = None,
-    weights: Annotated[str, typer.Option(help="int8, int6, int4, int3 or int2")] = "int8",
-    activations: Annotated[str, typer.Option(help="uint8 (behind a ReLU; int8 elsewhere) or int8")] = "uint8",
+    weights: Annotated[str, typer.Option(help="int8, int6, int4, int3, int2, int16, float16, bfloat16; auto: search")] = "int8",
+    activations: Annotated[str, typer.Option(help="uint8 (behind a ReLU; int8 elsewhere), int8 or uint16")] = "uint8",
     inputs: Annotated[str, typer.Option(help="observations: int16 or int8")] = "int16",
-    method: Annotated[str, typer.Option(help="rtn: round to nearest; dynamic: activation ranges at run time")] = "rtn",
-    keep: Annotated[float | None, typer.Option(help="exit 1 unless this share of the return is kept (reported at 0.95)")] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="auto: climb until enough is kept; rtn, gptq, adaround, smooth+gptq, awq, clip+gptq, dynamic"),
+    ] = "auto",
+    keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -38,16 +41,20 @@ def quantize(
             source,
             env,
             observations,
-            Scheme(weights, activations, inputs),
+            Scheme(weights, activations, inputs, method),
             normalizer,
             common.environment_arguments(env_arg),
             keep or 0.95,
             episodes,
             seed,
-            method=method,
             progress=bar,
         )
         artifact.save(out)
     record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}
-    common.show(record, json, {"artifact": str(out)})
-    return common.status(record, keep is not None)
+    tried = artifact.record.get("search", [])
+    if json:
+        common.show(record, True, {"artifact": str(out), "search": tried})
+    else:
+        common.show_search(tried)
+        common.show(record, False, {"artifact": str(out)})
+    return common.status(record, keep is not None or method == "auto")

@@ -79,7 +79,7 @@ def weight_of(gemm: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
     if weight.ndim != 2 or (scale.size > 1 and axis % 2 != (0 if turned else 1)):
         raise FewbitError(f"node {gemm.name}: a weight {weight.shape} with scales along axis {axis} is not supported")
     weight = plain(weight if turned else weight.T)
-    if scale.size not in (1, len(weight)) or weight.dtype.itemsize > 1:
+    if scale.size not in (1, len(weight)) or weight.dtype.itemsize > 2 or (weight.dtype.itemsize == 2 and zero):
         raise FewbitError(f"node {gemm.name}: weight {weight.dtype} {weight.shape} and scale {scale.shape} do not fit together")
     return np.ascontiguousarray(weight), scale.reshape(-1), zero
 

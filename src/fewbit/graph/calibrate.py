@@ -1,9 +1,11 @@
-"""Run the float graph on observations and keep the range of every tensor asked for. Streams; memory is one batch."""
+"""Run the float graph on observations; keep ranges and second moments of the tensors asked for. Memory is one batch."""
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+
+from fewbit.solvers.statistics import Statistics
 
 BATCH = 1024
 
@@ -26,14 +28,20 @@ def with_outputs(model: ir.Model, names: list[str]) -> onnx.ModelProto:
     return proto
 
 
-def ranges(model: ir.Model, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, tuple[float, float]]:
-    """(min, max) of each named tensor over all observations; feeds maps input names to [n, ...] arrays."""
+def observe(
+    model: ir.Model, feeds: dict[str, np.ndarray], tensors: list[str], inputs: list[str]
+) -> tuple[dict[str, tuple[float, float]], dict[str, Statistics]]:
+    """(min, max) of each of `tensors` and Statistics of each of `inputs` over all observations; feeds: name -> [n, ...]."""
+    names = list(dict.fromkeys([*tensors, *inputs]))
     runner = session(with_outputs(model, names))
-    found: dict[str, tuple[float, float]] = {}
+    ranges: dict[str, tuple[float, float]] = {}
+    statistics: dict[str, Statistics] = {}
     count = len(next(iter(feeds.values())))
     for start in range(0, count, BATCH):
         batch = {k: v[start : start + BATCH] for k, v in feeds.items()}
         for name, value in zip(names, runner.run(names, batch), strict=True):
-            low, high = found.get(name, (np.inf, -np.inf))
-            found[name] = (min(low, float(value.min())), max(high, float(value.max())))
-    return found
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+            if name in inputs:
+                statistics.setdefault(name, Statistics(value.shape[-1])).observe(value.reshape(-1, value.shape[-1]))
+    return ranges, statistics

@@ -40,12 +40,13 @@ class _Nodes:
     def product(self, x: str, weight: np.ndarray) -> str:
         """x [..., in] times weight [out, in], both as int8 products; the sum is scaled once."""
         check_finite(weight, f"weight of {self.stem}")
-        solution = rtn.solve(weight, rtn.channel_scale(weight, INTEGERS["int8"]), INTEGERS["int8"])
+        step = rtn.channel_scale(weight, INTEGERS["int8"])
+        found = rtn.solve(weight, step, INTEGERS["int8"])
         k = len(self.nodes)
         q, s, z = (f"{self.stem}.{part}{k}" for part in ("codes", "scale", "zero_point"))
         self.op("DynamicQuantizeLinear", x, out=[q, s, z])
-        acc = self.op("MatMulInteger", q, self.constant(np.ascontiguousarray(solution.codes.T)), z)
-        scale = self.op("Mul", s, self.constant(solution.scale))
+        acc = self.op("MatMulInteger", q, self.constant(np.ascontiguousarray(found.T)), z)
+        scale = self.op("Mul", s, self.constant(step))
         return self.op("Mul", self.op("Cast", acc, to=TensorProto.FLOAT), scale)
 
 

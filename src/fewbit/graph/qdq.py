@@ -10,23 +10,27 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from fewbit import solvers
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import add_constant, const, remove_unused
 from fewbit.numerics import affine, semantics
 from fewbit.numerics.formats import INTEGERS, IntFormat
-from fewbit.solvers import rtn
+from fewbit.solvers import clip, rtn
+from fewbit.solvers.statistics import Statistics
 
 SQUASHING = {"Tanh", "Sigmoid"}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What the user chose: format names of weights, hidden activations and observations."""
+    """What was chosen: formats of weights, hidden activations and observations, the method (solvers), layers apart from it."""
 
     weights: str = "int8"
     activations: str = "uint8"
     inputs: str = "int16"
+    method: str = "rtn"
+    layers: tuple[tuple[str, str], ...] = ()  # (name of the Gemm, format of its weights)
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,10 @@ def _depends_on_gemm(value: ir.Value) -> bool:
     )
 
 
-def tensors(model: ir.Model) -> list[str]:
-    """Names of the tensors whose ranges `write` needs."""
-    names = []
-    for layer in layers(model):
-        names += [layer.x.name or "", layer.gemm.outputs[0].name or ""]
-    return list(dict.fromkeys(names))
+def tensors(model: ir.Model) -> tuple[list[str], list[str]]:
+    """Names of the tensors whose ranges, and of those whose Statistics `write` needs."""
+    inputs = [layer.x.name or "" for layer in layers(model)]
+    return inputs + [layer.gemm.outputs[0].name or "" for layer in layers(model)], inputs
 
 
 def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: list) -> None:
@@ -94,12 +96,15 @@ def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt:
             graph.outputs[k] = d.outputs[0]
 
 
-def write(model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Scheme) -> ir.Model:
-    """Quantize model in place and return it. ranges: (min, max) of the names that `tensors` gave."""
+def write(
+    model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Scheme, statistics: dict[str, Statistics] | None = None
+) -> ir.Model:
+    """Quantize model in place and return it. ranges, statistics: of the names that `tensors` gave."""
     graph, todo = model.graph, layers(model)
     scales: dict[int, np.float32] = {}
     done: dict[ir.Value, np.float32] = {}
     squash_exit = _exit_function(graph)
+    names = {id(layer): layer.x.name or "" for layer in todo}
     for layer in todo:
         if layer.x not in done:
             done[layer.x] = _quantize_input(graph, layer, ranges, scheme, done)
@@ -108,8 +113,10 @@ def write(model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Schem
         end, function = squash_exit
         _quantize_root(graph, function, ranges, done)
         _insert(graph, end, np.float32(2.0**-15), 0, INTEGERS["int16"], list(end.uses()))
+    formats, seen = dict(scheme.layers), statistics or {}
     for layer in todo:
-        _quantize_weight(graph, layer.gemm, scales[id(layer)], INTEGERS[scheme.weights])
+        fmt = INTEGERS[formats.get(layer.gemm.name or "", scheme.weights)]
+        _quantize_weight(graph, layer.gemm, scales[id(layer)], fmt, scheme.method, seen.get(names[id(layer)]))
     remove_unused(graph)
     return model
 
@@ -171,16 +178,21 @@ def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict, scheme: Scheme,
     return scale
 
 
-def _quantize_weight(graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat) -> None:
+def _quantize_weight(
+    graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat, method: str, statistics: Statistics | None
+) -> None:
     weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2])
     if weight is None or bias is None:
         raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")
     stem = (gemm.inputs[1].name or gemm.name) if gemm.inputs[1] is not None else gemm.name
     affine.check_finite(weight, f"weight {stem}")
-    scale = semantics.raised_scale(bias, scale_input, rtn.channel_scale(weight, fmt))
-    solution = rtn.solve(weight, scale, fmt)
+    chosen = solvers.method(method)
+    clipped = chosen.clip and statistics is not None
+    scale = clip.channel_scale(weight, fmt, statistics) if clipped and statistics else rtn.channel_scale(weight, fmt)
+    scale = semantics.raised_scale(bias, scale_input, scale)
+    found = solvers.solve(chosen.solver, weight, scale, fmt, statistics)
     codes = semantics.bias_codes(bias, scale_input, scale)
-    stored = solution.codes.astype(ml_dtypes.int4) if fmt.bits <= 4 else solution.codes  # ONNX packs two INT4 in a byte
+    stored = found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found  # ONNX packs two INT4 in a byte
     for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
         kind = "weight" if index == 1 else "bias"
         d = ir.node(

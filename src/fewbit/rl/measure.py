@@ -20,68 +20,121 @@ RANDOM_SEED = 200_000  # away from the evaluation's own seeds
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 
+class Baseline:
+    """The float policy's side of a comparison, in one environment on one row of seeds; each episode is run once."""
+
+    def __init__(self, original: ir.Model, env: str, env_args: dict[str, Any] | None, seed: int):
+        self.original, self.env, self.env_args, self.seed = original, env, env_args, seed
+        self.policy = load_policy(original, "onnxruntime")
+        self._returns, self._random = np.zeros(0), np.zeros(0)
+        self._states: list[Any] = []
+        self._floor: dict[str, float] | None = None
+
+    def returns(self, n: int, progress: Progress) -> np.ndarray:
+        """[n] of the first n seeds."""
+        have = len(self._returns)
+        if have < n:
+            seeds = [self.seed + k for k in range(have, n)]
+            step = stepper(progress, "float", have, n)
+            more, states = returns.episodes(self.policy, self.env, seeds, self.env_args, STATES, self.policy.inputs, step)
+            self._returns, self._states = np.append(self._returns, more), [*self._states, states]
+        return self._returns[:n]
+
+    @property
+    def random(self) -> np.ndarray:
+        """Returns of uniformly random actions [RANDOM_EPISODES]."""
+        if not len(self._random):
+            seeds = [RANDOM_SEED + self.seed + k for k in range(RANDOM_EPISODES)]
+            self._random = returns.random_returns(self.env, seeds, self.env_args)
+        return self._random
+
+    @property
+    def states(self) -> Any:
+        """Up to STATES observations that the float policy met."""
+        states = returns.concatenate(self._states)
+        return {k: v[:STATES] for k, v in states.items()} if isinstance(states, dict) else states[:STATES]
+
+    def fidelity(self, quantized: Policy) -> dict[str, Any]:
+        """Action fidelity on the float policy's own states, beside the noise floor: its weights perturbed by 2^-12."""
+        states = self.states
+        actions = batched(self.policy, states)
+        width = returns.action_width(self.env, self.env_args, actions)
+        measured = evidence.fidelity(actions, batched(quantized, states), width)
+        if self._floor is None:
+            noisy = load_policy(_perturbed(self.original), "onnxruntime")
+            self._floor = evidence.fidelity(actions, batched(noisy, states), width)
+        return measured | {
+            "fidelity_states": len(actions),
+            "fidelity_met": evidence.faithful(measured),
+            "fidelity_noise_floor": next(iter(self._floor.values())),
+        }
+
+
 def measure(
-    model: ir.Model,
-    original: ir.Model | None,
-    env: str,
-    env_args: dict[str, Any] | None,
-    keep: float,
-    episodes: int,
-    seed: int,
-    stop_early: bool,
-    progress: Progress,
+    model: ir.Model, baseline: Baseline, keep: float, episodes: int, stop_early: bool, progress: Progress, quick: bool = False
 ) -> dict[str, Any]:
-    """Episodes in rounds (a pilot of 20, then as many as the verdict needs) up to the cap; fidelity, size and latency."""
-    if episodes < 2:
-        raise FewbitError(f"--episodes {episodes}: an interval needs at least 2")
-    if not 0 < keep <= 1:
-        raise FewbitError(f"--keep {keep}: give a share between 0 and 1")
+    """The record of a model against its baseline: `episodes` of them, or (stop_early) as many as the verdict needs up to that.
+
+    quick leaves out latency and size, which a search does not decide by.
+    """
+    check(episodes, keep)
     program = lower(model)
-    quantized, floating = load_policy(model), load_policy(original, "onnxruntime") if original is not None else None
-    q, f = np.zeros(0), np.zeros(0)
-    seen: list[Any] = []
-    random = np.zeros(0)
-    target, found = min(PILOT if stop_early else episodes, episodes), None
-    while len(q) < target:
-        seeds = [seed + k for k in range(len(q), target)]
-        step = _stepper(progress, "quantized", len(q), target)
-        q = np.append(q, returns.episodes(quantized, env, seeds, env_args, 0, quantized.inputs, step)[0])
-        if floating is None:
+    quantized, q = load_policy(model), np.zeros(0)
+    target = min(PILOT if stop_early else episodes, episodes)
+    while True:
+        step = stepper(progress, "quantized", len(q), target)
+        seeds = [baseline.seed + k for k in range(len(q), target)]
+        q = np.append(q, returns.episodes(quantized, baseline.env, seeds, baseline.env_args, 0, quantized.inputs, step)[0])
+        f = baseline.returns(target, progress)
+        found = evidence.judge(f, q, baseline.random, keep, baseline.seed)
+        if not stop_early or found.verdict != "undecided" or target >= episodes:
             break
-        step = _stepper(progress, "float", len(f), target)
-        more, states = returns.episodes(floating, env, seeds, env_args, STATES, floating.inputs, step)
-        f, seen = np.append(f, more), [*seen, states]
-        if not len(random):
-            random = returns.random_returns(env, [RANDOM_SEED + seed + k for k in range(RANDOM_EPISODES)], env_args)
-        found = evidence.judge(f, q, random, keep, seed)
-        if stop_early and found.verdict == "undecided":
-            target = min(episodes, max(len(q) + 1, evidence.episodes_needed(found, len(q), keep)))
-    record: dict[str, Any] = {
+        target = min(episodes, max(target + 1, evidence.episodes_needed(found, target, keep)))
+    record = {
+        "return_float": summary(f),
+        "return_random": summary(baseline.random),
+        "kept": found.kept,
+        "keep": keep,
+        "kept_ci95": [found.low, found.high],
+        "verdict": found.verdict,
+        "size_float_bytes": len(ir.to_proto(baseline.original).SerializeToString()),
+        "latency_float_us": 0.0 if quick else latency(baseline.policy),
+    }
+    return alone(model, program, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
+
+
+def alone(model: ir.Model, program: Program, env: str, q: np.ndarray, seed: int, quick: bool = False) -> dict[str, Any]:
+    """What is known of a policy without its original."""
+    return {
         "env": env,
-        "return_quantized": _summary(q),
+        "return_quantized": summary(q),
         "packed_bytes": packed_bytes(program),
         "exact": program.exact,
-        "latency_us": _latency(load_policy(model, "onnxruntime")),
+        "latency_us": 0.0 if quick else latency(load_policy(model, "onnxruntime")),
         "latency_executor": "onnxruntime",
         "versions": _versions(),
         "seeds": [seed, seed + len(q) - 1],
     }
-    if floating is not None and found is not None and original is not None:
-        record |= {
-            "return_float": _summary(f),
-            "return_random": _summary(random),
-            "kept": found.kept,
-            "keep": keep,
-            "kept_ci95": [found.low, found.high],
-            "verdict": found.verdict,
-            "latency_float_us": _latency(floating),
-            "size_float_bytes": len(ir.to_proto(original).SerializeToString()),
-        }
-        record |= _fidelity(quantized, floating, original, returns.concatenate(seen), env, env_args)
-    return record
 
 
-def _stepper(progress: Progress, what: str, start: int, of: int) -> Callable[[int], None]:
+def without_original(
+    model: ir.Model, env: str, env_args: dict[str, Any] | None, episodes: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Exactly `episodes` episodes of one policy."""
+    check(episodes, 1.0)
+    policy, step = load_policy(model), stepper(progress, "policy", 0, episodes)
+    q = returns.episodes(policy, env, [seed + k for k in range(episodes)], env_args, 0, policy.inputs, step)[0]
+    return alone(model, lower(model), env, q, seed)
+
+
+def check(episodes: int, keep: float) -> None:
+    if episodes < 2:
+        raise FewbitError(f"--episodes {episodes}: an interval needs at least 2")
+    if not 0 < keep <= 1:
+        raise FewbitError(f"--keep {keep}: give a share between 0 and 1")
+
+
+def stepper(progress: Progress, what: str, start: int, of: int) -> Callable[[int], None]:
     done = [start]
 
     def advance(n: int) -> None:
@@ -91,42 +144,29 @@ def _stepper(progress: Progress, what: str, start: int, of: int) -> Callable[[in
     return advance
 
 
-def _fidelity(
-    quantized: Policy, floating: Policy, original: ir.Model, states: Any, env: str, env_args: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Action fidelity on the float policy's own states, beside the noise floor: its weights perturbed by 2^-12."""
-    cut = {k: v[:STATES] for k, v in states.items()} if isinstance(states, dict) else states[:STATES]
-    noisy = original.clone()
-    rng = np.random.default_rng(0)
+def _perturbed(original: ir.Model) -> ir.Model:
+    noisy, rng = original.clone(), np.random.default_rng(0)
     for value in noisy.graph.initializers.values():
         array = value.const_value.numpy() if value.const_value is not None else None
         if array is not None and array.dtype == np.float32 and array.ndim == 2:
-            value.const_value = ir.tensor(
-                (array * (1 + 2.0**-12 * rng.standard_normal(array.shape))).astype(np.float32), name=value.name
-            )
-    actions = _batched(floating, cut)
-    width = returns.action_width(env, env_args, actions)
-    measured = evidence.fidelity(actions, _batched(quantized, cut), width)
-    floor = evidence.fidelity(actions, _batched(load_policy(noisy, "onnxruntime"), cut), width)
-    return measured | {
-        "fidelity_states": len(actions),
-        "fidelity_met": evidence.faithful(measured),
-        "fidelity_noise_floor": next(iter(floor.values())),
-    }
+            shaken = (array * (1 + 2.0**-12 * rng.standard_normal(array.shape))).astype(np.float32)
+            value.const_value = ir.tensor(shaken, name=value.name)
+    return noisy
 
 
-def _batched(policy: Policy, states: Any, size: int = 4096) -> np.ndarray:
+def batched(policy: Policy, states: Any, size: int = 4096) -> np.ndarray:
+    """Actions [n, ...] of states [n, ...] or a dict of them."""
     feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
     count = len(next(iter(feeds.values())))
     return np.concatenate([policy({k: v[i : i + size] for k, v in feeds.items()}) for i in range(0, count, size)])
 
 
-def _summary(returns: np.ndarray) -> dict[str, float]:
-    n = len(returns)
-    return {"mean": float(returns.mean()), "se": float(returns.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0, "n": n}
+def summary(values: np.ndarray) -> dict[str, float]:
+    n = len(values)
+    return {"mean": float(values.mean()), "se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0, "n": n}
 
 
-def _latency(policy: Policy, calls: int = 300) -> float:
+def latency(policy: Policy, calls: int = 300) -> float:
     """Median microseconds of one action, batch 1."""
     feeds = {k: np.zeros((1, *shape), np.float32) for k, shape in policy.inputs.items()}
     times = []

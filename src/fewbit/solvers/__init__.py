@@ -1,18 +1,47 @@
-"""Solvers: (weight, scheme) -> integers. They know no graph and no model. One file each, one line in SOLVERS."""
+"""Solvers: (weight, statistics of its inputs, format) -> integers. They know no graph and no model. One file, one line here.
 
+A method is words joined by "+": a scaling of the columns (solvers/scaling), "clip" for a scale that minimises the output's
+error instead of reaching the largest weight, and a solver: "gptq", "smooth+gptq", "awq+clip+rtn". What is not said is
+none, the largest weight, and rtn.
+"""
+
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from fewbit.errors import FewbitError
 from fewbit.numerics.formats import IntFormat
+from fewbit.solvers.statistics import Statistics
 
-SOLVERS = {"rtn": "fewbit.solvers.rtn"}
+SOLVERS = {"rtn": "fewbit.solvers.rtn", "gptq": "fewbit.solvers.gptq", "adaround": "fewbit.solvers.adaround"}
+SCALINGS = ("smooth", "awq", "cross_layer")
 
 
 @dataclass(frozen=True)
-class Solution:
-    """codes [out, in] within the format; scale [out] float32 (symmetric, zero point 0)."""
+class Method:
+    """scaling: one of SCALINGS or ""; clip: see solvers/clip; solver: one of SOLVERS."""
 
-    codes: np.ndarray
-    scale: np.ndarray
-    format: IntFormat
+    scaling: str = ""
+    clip: bool = False
+    solver: str = "rtn"
+
+
+def method(text: str) -> Method:
+    """ "smooth+gptq" -> Method("smooth", False, "gptq")."""
+    words = text.split("+")
+    scaling = [w for w in words if w in SCALINGS]
+    solver = [w for w in words if w in SOLVERS]
+    rest = [w for w in words if w not in SCALINGS and w not in SOLVERS and w != "clip"]
+    if rest or len(scaling) > 1 or len(solver) > 1:
+        raise FewbitError(
+            f"method {text} is unknown; join by + at most one of {', '.join(SCALINGS)}, clip, and one of {', '.join(SOLVERS)}"
+        )
+    return Method((scaling or [""])[0], "clip" in words, (solver or ["rtn"])[0])
+
+
+def solve(name: str, weight: np.ndarray, scale: np.ndarray, fmt: IntFormat, statistics: Statistics | None) -> np.ndarray:
+    """Codes [out, in] of weight at scale [out] or [out, groups], by the solver of that name."""
+    found: Callable[..., np.ndarray] = importlib.import_module(SOLVERS[name]).solve
+    return found(weight, scale, fmt, statistics)

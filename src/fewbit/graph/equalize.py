@@ -1,0 +1,110 @@
+"""Move scale between neighbours: a layer's columns are multiplied, what feeds them is divided, the outputs stay.
+
+What feeds a first layer is the entry: the normaliser's factor and clip take the division. What feeds another is the rows of
+the layer before, through ReLU or LeakyReLU, which commute with a positive factor. Scales are powers of two
+(solvers/scaling), so the float outputs stay bit for bit.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.graph.fold import add_constant, const
+from fewbit.graph.qdq import Layer, layers
+from fewbit.numerics.formats import INTEGERS
+from fewbit.solvers import scaling
+from fewbit.solvers.statistics import Statistics
+
+HOMOGENEOUS = {"Relu", "LeakyRelu"}
+
+
+def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weights: str) -> dict[str, list[int]]:
+    """Scale every layer's columns that can be, in place; tensor name -> exponents of what its elements were divided by."""
+    groups: dict[ir.Value, list[Layer]] = {}
+    for layer in layers(model):
+        groups.setdefault(layer.x, []).append(layer)
+    moved: dict[str, list[int]] = {}
+    for x, group in groups.items():
+        name, before = x.name or "", _before(group)
+        if name not in statistics or not (group[0].entry or before is not None):
+            continue
+        weight = np.concatenate([_weight(layer.gemm) for layer in group])
+        if rule == "cross_layer":
+            if before is None:
+                continue
+            scale = scaling.cross_layer(weight, _weight(before))
+        elif rule == "awq":
+            scale = scaling.awq(weight, statistics[name], INTEGERS[weights])
+        else:
+            scale = scaling.smooth(weight, statistics[name])
+        _multiply_columns(model.graph, group, scale)
+        if before is not None:
+            _divide_rows(model.graph, before, scale)
+            moved[before.outputs[0].name or ""] = np.log2(scale).astype(int).tolist()
+        else:
+            _divide_entry(model.graph, x, scale, [layer.gemm for layer in group])
+        moved[name] = np.log2(scale).astype(int).tolist()
+    return moved
+
+
+def _before(group: list[Layer]) -> ir.Node | None:
+    """The layer whose rows can take the division: nothing else may read what it makes."""
+    function, x = group[0].function, group[0].x
+    if function is None or not {n.op_type for n in function.nodes} <= HOMOGENEOUS:
+        return None
+    gemms = {id(layer.gemm) for layer in group}
+    path = [function.root, *(n.outputs[0] for n in function.nodes)]
+    alone = all(len(v.uses()) == 1 for v in path[:-1]) and all(id(n) in gemms for n, _ in x.uses())
+    return function.root.producer() if alone and not any(v.is_graph_output() for v in path) else None
+
+
+def _weight(gemm: ir.Node) -> np.ndarray:
+    weight = const(gemm.inputs[1])
+    assert weight is not None
+    return weight
+
+
+def _replace(graph: ir.Graph, node: ir.Node, index: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    value = node.inputs[index]
+    array = const(value)
+    assert value is not None and array is not None
+    node.replace_input_with(index, add_constant(graph, value.name or "constant", change(array).astype(array.dtype)))
+    if not value.uses() and value.name is not None and value.name in graph.initializers:
+        del graph.initializers[value.name]
+
+
+def _multiply_columns(graph: ir.Graph, group: list[Layer], scale: np.ndarray) -> None:
+    for layer in group:
+        _replace(graph, layer.gemm, 1, lambda w: w * scale)
+
+
+def _divide_rows(graph: ir.Graph, gemm: ir.Node, scale: np.ndarray) -> None:
+    _replace(graph, gemm, 1, lambda w: w / scale[:, None])
+    _replace(graph, gemm, 2, lambda b: b / scale)
+
+
+def _divide_entry(graph: ir.Graph, value: ir.Value, scale: np.ndarray, users: list[ir.Node]) -> None:
+    """Divide through the clip's limits and into the normaliser's factor; a Mul of its own where there is none."""
+    node = value.producer()
+    constants = [k for k, i in enumerate(node.inputs) if const(i) is not None] if node is not None else []
+    alone = all(any(n is u for u in users) for n, _ in value.uses()) and not value.is_graph_output()
+    if node is not None and alone and len(node.inputs) == 2 and len(constants) == 1 and node.op_type in ("Min", "Max", "Mul"):
+        other = node.inputs[1 - constants[0]]
+        assert other is not None
+        if node.op_type == "Mul":
+            _replace(graph, node, constants[0], lambda c: c / scale)
+            return
+        _replace(graph, node, constants[0], lambda c: c / scale)
+        _divide_entry(graph, other, scale, [node])
+        return
+    factor = add_constant(graph, f"{value.name}.column_scale", (1 / scale).astype(np.float32))
+    mul = ir.node("Mul", [value, factor], name=f"{value.name}.equalize")
+    mul.outputs[0].name = f"{value.name}.equalized"
+    if node is None:
+        graph.insert_before(graph[0], mul)
+    else:
+        graph.insert_after(node, mul)
+    for user, index in list(value.uses()):
+        if any(user is u for u in users):
+            user.replace_input_with(index, mul.outputs[0])
