@@ -16,6 +16,7 @@ from fewbit.graph import half, metadata, qdq
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
+from fewbit.numerics.ranges import RANGES
 
 CALIBRATION_EPISODES, CALIBRATION_STEPS = 5, 5000
 CALIBRATION_SEED, SEARCH_SEED = 100_000, 300_000  # away from the evaluation's own seeds
@@ -157,6 +158,7 @@ def _check(scheme: qdq.Scheme) -> None:
         ("--weights", scheme.weights, weights),
         ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),
         ("--inputs", scheme.inputs, ("int16", "int8")),
+        ("--ranges", scheme.ranges, tuple(RANGES)),
     ):
         if name not in allowed:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")

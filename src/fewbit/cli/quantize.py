@@ -20,6 +20,7 @@ def quantize(
     weights: Annotated[str, typer.Option(help="int8, int6, int4, int3, int2, int16, float16, bfloat16; auto: search")] = "int8",
     activations: Annotated[str, typer.Option(help="uint8 (behind a ReLU; int8 elsewhere), int8 or uint16")] = "uint8",
     inputs: Annotated[str, typer.Option(help="observations: int16 or int8")] = "int16",
+    ranges: Annotated[str, typer.Option(help="activations: minmax, moving_average, percentile, mse, entropy")] = "minmax",
     method: Annotated[
         str,
         typer.Option(help="auto: climb until enough is kept; rtn, gptq, adaround, smooth+gptq, awq, clip+gptq, dynamic"),
@@ -41,7 +42,7 @@ def quantize(
             source,
             env,
             observations,
-            Scheme(weights, activations, inputs, method),
+            Scheme(weights, activations, inputs, method, ranges),
             normalizer,
             common.environment_arguments(env_arg),
             keep or 0.95,

@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from fewbit.numerics.ranges import RANGES, Estimator
 from fewbit.solvers.statistics import Statistics
 
 BATCH = 1024
@@ -29,19 +30,18 @@ def with_outputs(model: ir.Model, names: list[str]) -> onnx.ModelProto:
 
 
 def observe(
-    model: ir.Model, feeds: dict[str, np.ndarray], tensors: list[str], inputs: list[str]
-) -> tuple[dict[str, tuple[float, float]], dict[str, Statistics]]:
-    """(min, max) of each of `tensors` and Statistics of each of `inputs` over all observations; feeds: name -> [n, ...]."""
+    model: ir.Model, feeds: dict[str, np.ndarray], tensors: list[str], inputs: list[str], kind: str = "minmax"
+) -> tuple[dict[str, Estimator], dict[str, Statistics]]:
+    """A range estimator of each of `tensors` and Statistics of each of `inputs` over all observations, name -> [n, ...]."""
     names = list(dict.fromkeys([*tensors, *inputs]))
     runner = session(with_outputs(model, names))
-    ranges: dict[str, tuple[float, float]] = {}
+    ranges: dict[str, Estimator] = {name: RANGES[kind]() for name in names}
     statistics: dict[str, Statistics] = {}
     count = len(next(iter(feeds.values())))
     for start in range(0, count, BATCH):
         batch = {k: v[start : start + BATCH] for k, v in feeds.items()}
         for name, value in zip(names, runner.run(names, batch), strict=True):
-            low, high = ranges.get(name, (np.inf, -np.inf))
-            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+            ranges[name].observe(value)
             if name in inputs:
                 statistics.setdefault(name, Statistics(value.shape[-1])).observe(value.reshape(-1, value.shape[-1]))
     return ranges, statistics

@@ -16,6 +16,7 @@ from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import add_constant, const, remove_unused
 from fewbit.numerics import affine, semantics
 from fewbit.numerics.formats import INTEGERS, IntFormat
+from fewbit.numerics.ranges import Estimator
 from fewbit.solvers import clip, rtn
 from fewbit.solvers.statistics import Statistics
 
@@ -30,6 +31,7 @@ class Scheme:
     activations: str = "uint8"
     inputs: str = "int16"
     method: str = "rtn"
+    ranges: str = "minmax"  # of hidden activations: numerics/ranges
     layers: tuple[tuple[str, str], ...] = ()  # (name of the Gemm, format of its weights)
 
 
@@ -97,7 +99,7 @@ def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt:
 
 
 def write(
-    model: ir.Model, ranges: dict[str, tuple[float, float]], scheme: Scheme, statistics: dict[str, Statistics] | None = None
+    model: ir.Model, ranges: dict[str, Estimator], scheme: Scheme, statistics: dict[str, Statistics] | None = None
 ) -> ir.Model:
     """Quantize model in place and return it. ranges, statistics: of the names that `tensors` gave."""
     graph, todo = model.graph, layers(model)
@@ -136,31 +138,32 @@ def _reaches_gemm(node: ir.Node) -> bool:
     return node.op_type == "Gemm" or any(_reaches_gemm(u) for o in node.outputs for u, _ in o.uses())
 
 
-def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict, done: dict) -> None:
+def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator], done: dict) -> None:
     """16 bits before a function of one value: 2^-12 before a squashing (S6), the calibrated range otherwise."""
     if function.root in done:
         return
     fmt, first = INTEGERS["int16"], function.nodes[0].op_type
-    low, high = ranges[function.root.name]
+    high = ranges[function.root.name or ""].range(fmt, True)[1]
     plain = all(n.op_type in SQUASHING | {"Clip"} for n in function.nodes) or first == "Clip"
-    scale = np.float32(2.0**-12) if plain else affine.power_of_two_scale(1.25 * max(-low, high), fmt)
+    scale = np.float32(2.0**-12) if plain else affine.power_of_two_scale(1.25 * high, fmt)
     done[function.root] = scale
     _insert(graph, function.root, scale, 0, fmt, list(function.root.uses()))
 
 
-def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict, scheme: Scheme, done: dict) -> np.float32:
+def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], scheme: Scheme, done: dict) -> np.float32:
     """Quantize a layer's input for all the layers that share it; the scale."""
-    low, high = ranges[layer.x.name or ""]
+    estimator = ranges[layer.x.name or ""]
     users = [(n, i) for n, i in layer.x.uses() if n.op_type == "Gemm"]
     if layer.entry:
         fmt = INTEGERS[scheme.inputs]
-        scale = affine.power_of_two_scale(2 * max(-low, high), fmt)  # unseen states reach twice as far before they saturate
+        scale = affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
         _insert(graph, layer.x, scale, 0, fmt, users)
         return scale
     function = layer.function
     if function is not None and [n.op_type for n in function.nodes] == ["Relu"]:
         relu = function.nodes[0]
         if scheme.activations.startswith("uint"):
+            high = estimator.range(INTEGERS[scheme.activations], False)[1]
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
             _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users)
             if not relu.outputs[0].uses():
@@ -172,7 +175,7 @@ def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict, scheme: Scheme,
     if function is not None and function.nodes and function.nodes[-1].op_type == "Tanh" and signed.bits == 8:
         scale, zero = np.float32(2.0**-7), 0
     else:
-        found = affine.asymmetric_scale(low, high, signed)
+        found = affine.asymmetric_scale(*estimator.range(signed, False), signed)
         scale, zero = np.float32(found[0]), int(found[1])
     _insert(graph, layer.x, scale, zero, signed, users)
     return scale

@@ -16,9 +16,9 @@ def quantize(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Schem
     if scheme.weights in half.DTYPES:
         return half.write(model, scheme.weights), {}
     moved: dict[str, list[int]] = {}
-    ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model))
+    ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
     scaling = solvers.method(scheme.method).scaling
     if scaling:
         moved = equalize.equalize(model, statistics, scaling, scheme.weights)
-        ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model))
+        ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
     return qdq.write(model, ranges, scheme, statistics), moved
