@@ -5,6 +5,7 @@ and 3 bits as one little-endian stream, 8 codes in 3 bytes. "high_first": the fi
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def pack(codes: np.ndarray, bits: int, order: str = "low_first") -> np.ndarray:
     if bad.any() or (flat.min(initial=0) < 0 and flat.max(initial=0) >= 1 << (bits - 1)):
         index = int(np.argmax(bad)) if bad.any() else int(np.argmax(flat))
         raise FewbitError(f"code {flat[index]} at {index} does not fit {bits} bits beside the others")
-    one = "little" if order == "low_first" else "big"
+    one: Literal["little", "big"] = "little" if order == "low_first" else "big"
     rows = np.unpackbits((flat & ((1 << bits) - 1)).astype(np.uint8)[:, None], axis=1, bitorder=one)
     kept = rows[:, :bits] if order == "low_first" else rows[:, 8 - bits :]
     return np.packbits(kept.reshape(-1), bitorder=one)
@@ -34,7 +35,7 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...], signed: bool =
     count, packed = math.prod(shape), np.asarray(packed, np.uint8).reshape(-1)
     if len(packed) != -(-count * bits // 8):
         raise FewbitError(f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes, found {len(packed)}")
-    one = "little" if order == "low_first" else "big"
+    one: Literal["little", "big"] = "little" if order == "low_first" else "big"
     rows = np.unpackbits(packed, count=count * bits, bitorder=one).reshape(count, bits)
     weights = 1 << np.arange(bits)
     codes = rows.astype(np.int64) @ (weights if order == "low_first" else weights[::-1])

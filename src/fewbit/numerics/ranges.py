@@ -138,7 +138,7 @@ class Mse(Histogram):
         lows = [min(low, 0.0) * s for s in self.SHARES] if low < 0 else [0.0]
         highs = [max(high, 0.0) * s for s in self.SHARES] if high > 0 else [0.0]
         pairs = [(a, b) for a in lows for b in highs]
-        return min(pairs, key=lambda p: self._error(x, n, *affine.asymmetric_scale(*p, fmt), fmt))
+        return min(pairs, key=lambda p: self._error(x, n, *affine.asymmetric_scale(p[0], p[1], fmt), fmt))
 
     @staticmethod
     def _error(x: np.ndarray, n: np.ndarray, scale: np.ndarray, zero: np.ndarray | int, fmt: IntFormat) -> float:
@@ -172,6 +172,8 @@ class Entropy(Histogram):
     @staticmethod
     def divergence(counts: np.ndarray, k: int, levels: int) -> float:
         inside = counts[:k]
+        if inside.sum() < counts.sum() / 2:  # all clipped into one bin is no loss to KL, but one to everybody else
+            return np.inf
         p = inside.copy()
         p[-1] += counts[k:].sum()
         group = np.arange(k) * min(levels, k) // k
