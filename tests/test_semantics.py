@@ -156,7 +156,7 @@ def test_s7_exit_is_one_float32_multiplication(acc, scale):
     """The accumulator rounds to float32 once, the product once."""
     program = Program({}, {}, (), (), True)
     step = Linear("x", "y", np.array([[1]]), np.array([acc]), 0, 0, exit_scale=np.float32([scale]))
-    got = reference._step(step, {"x": np.array([[0]]), "p": program})[0, 0]
+    got = reference.step(step, {"x": np.array([[0]]), "p": program})[0, 0]
     assert got.dtype == np.float32
     assert got == np.float32(Fraction(float(np.float32(acc))) * Fraction(float(np.float32(scale))))
 

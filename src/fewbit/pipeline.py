@@ -10,14 +10,18 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit import search, solvers, sources
+from fewbit.diff import Row
 from fewbit.engine.load import load as load_policy
 from fewbit.errors import FewbitError
 from fewbit.graph import half, metadata, qdq
+from fewbit.graph.fold import const
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
+from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
 
+MIXED = ("int4", "int6", "int8", "int16")
 CALIBRATION_EPISODES, CALIBRATION_STEPS = 5, 5000
 CALIBRATION_SEED, SEARCH_SEED = 100_000, 300_000  # away from the evaluation's own seeds
 
@@ -70,12 +74,13 @@ def quantize(
     episodes: int = 100,
     seed: int = 0,
     observation_shape: tuple[int, ...] | None = None,
+    budget: int | None = None,
     progress: Progress = _silent,
 ) -> Artifact:
     """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
-    shown, and it is the strongest method.
+    shown, and it is the strongest method. budget: bytes of weights, spent on the layers that need them.
     """
     scheme = scheme or qdq.Scheme()
     _check(scheme)
@@ -83,6 +88,9 @@ def quantize(
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     original = sources.load(source, normalizer, observation_shape)
     feeds = _calibration(original, env, observations, env_args, seed)
+    if budget is not None:
+        scheme = replace(scheme, method=search.BEST if scheme.method == "auto" else scheme.method)
+        scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
     if env is None:
         return _artifact(original, feeds, replace(scheme, method=search.BEST) if scheme.method == "auto" else scheme, None)
     from fewbit.rl.measure import Baseline, check, measure
@@ -105,6 +113,73 @@ def quantize(
     artifact = made[best.scheme]
     artifact.record["search"] = [_rung(t) for t in tried]
     return artifact.with_evidence(best.reported or best.chosen)
+
+
+def diff(
+    source: Any, artifact: str | Path | Artifact, observations: str | Path | np.ndarray, normalizer: str | Path | None = None
+) -> list[Row]:
+    """Where the artifact's error comes in, tensor by tensor, the worst first; observations [n, ...]."""
+    from fewbit.diff import diff as compare
+
+    original = sources.load(source, normalizer)
+    feeds = _calibration(original, None, observations, None, 0)
+    return compare(original.model, artifact.model if isinstance(artifact, Artifact) else read(artifact), feeds)
+
+
+def sensitivity(
+    source: Any,
+    env: str,
+    weights: str = "int4",
+    method: str = "rtn",
+    episodes: int = 20,
+    seed: int = 0,
+    normalizer: str | Path | None = None,
+    env_args: dict[str, Any] | None = None,
+    progress: Progress = _silent,
+) -> list[dict[str, Any]]:
+    """One layer at a time with weights of that format, all else at 16 bits: what it costs in its own output, in the action
+    and in the return; the costliest return first."""
+    from fewbit.diff import diff as compare
+    from fewbit.rl.measure import Baseline, measure
+
+    original = sources.load(source, normalizer)
+    feeds = _calibration(original, env, None, env_args, seed)
+    baseline, rows = Baseline(original.model, env, env_args, seed), []
+    for layer in qdq.layers(original.model):
+        name = layer.gemm.name or ""
+        scheme = qdq.Scheme("int16", "uint16", method=method, layers=((name, weights),))
+        artifact = _artifact(original, feeds, scheme, None)
+        artifact.to_bytes()
+        tensor = layer.gemm.outputs[0].name
+        local = [r.sqnr_local for r in compare(original.model, artifact.model, feeds) if r.tensor == tensor]
+        found = measure(artifact.model, baseline, 0.95, episodes, False, progress, True)
+        row = {"layer": name, "weights": weights, "sqnr_local": local[0] if local else None}
+        rows.append(row | {k: found[k] for k in ("kept", "kept_ci95", "action_rmse", "action_agreement") if k in found})
+    return sorted(rows, key=lambda r: (r["kept"] is None, r["kept"]))
+
+
+def fit_budget(
+    original: sources.Source, feeds: dict[str, np.ndarray], scheme: qdq.Scheme, budget: int
+) -> tuple[tuple[str, str], ...]:
+    """Formats by layer within budget bytes of weights, by what each alone does to the actions on the calibration states."""
+    policy = load_policy(original.model, "onnxruntime")
+    cut = {k: v[:: max(1, len(v) // 2000)] for k, v in feeds.items()}
+    want = policy(cut).astype(np.float64)
+    errors: dict[str, dict[str, float]] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for layer in qdq.layers(original.model):
+        name, weight = layer.gemm.name or "", const(layer.gemm.inputs[1])
+        assert weight is not None
+        sizes[name] = {f: -(-weight.size * INTEGERS[f].bits // 8) for f in MIXED}
+        errors[name] = {}
+        for fmt in MIXED:
+            alone = replace(scheme, weights="int16", activations="uint16", layers=((name, fmt),))
+            got = load_policy(build(original.model, feeds, alone)[0])(cut)
+            errors[name][fmt] = float((got != want).mean() if want.dtype.kind == "i" else ((got - want) ** 2).mean())
+    least = sum(min(s.values()) for s in sizes.values())
+    if budget < least:
+        raise FewbitError(f"--budget {budget}: even {MIXED[0]} weights take {least} bytes")
+    return search.allocate(errors, sizes, budget)
 
 
 def _artifact(

@@ -12,15 +12,22 @@ from rich.table import Table
 from fewbit.cli import common
 from fewbit.engine import program as p
 from fewbit.engine.lower import lower
+from fewbit.errors import FewbitError
 from fewbit.graph import metadata
 from fewbit.graph.read import read
 
 
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="of a float source: what each layer alone costs")] = False,
+    env: Annotated[str | None, typer.Option(help="with --sensitivity: the environment to measure in")] = None,
+    weights: Annotated[str, typer.Option(help="with --sensitivity: the format of the one layer")] = "int4",
+    episodes: Annotated[int, typer.Option(help="with --sensitivity: of each layer")] = 20,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
+    if sensitivity:
+        return _sensitivity(artifact, env, weights, episodes, json)
     model = read(artifact)
     program, record = lower(model), metadata.read(model)
     steps = [describe(s) for s in program.steps]
@@ -38,6 +45,28 @@ def inspect(
         for key, value in (record.get(part) or {}).items():
             console.print(f"{part} {key}: {jsonlib.dumps(value)}", markup=False, highlight=False)
     common.show((record.get("evidence") or {}) | {"exact": program.exact}, False)
+    return 0
+
+
+def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool) -> int:
+    from fewbit import pipeline
+
+    if env is None:
+        raise FewbitError("--sensitivity measures the return; give --env ID")
+    with common.Bar() as bar:
+        rows = pipeline.sensitivity(str(source), env, weights, episodes=episodes, progress=bar)
+    if json:
+        print(jsonlib.dumps({"layers": rows}))
+        return 0
+    table = Table(
+        "layer", f"kept at {weights}", "95% interval", "action error", "its output's SQNR", box=None, padding=(0, 2, 0, 0)
+    )
+    for row in rows:
+        low, high = row["kept_ci95"]
+        error = f"{row['action_rmse']:.3%}" if "action_rmse" in row else f"{1 - row['action_agreement']:.3%} differ"
+        kept = ("undefined", "-") if row["kept"] is None else (f"{row['kept']:.1%}", f"{low:.1%} to {high:.1%}")
+        table.add_row(row["layer"], *kept, error, "-" if row["sqnr_local"] is None else f"{row['sqnr_local']:.1f} dB")
+    Console().print(table)
     return 0
 
 

@@ -27,6 +27,7 @@ def quantize(
     ] = "auto",
     keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
+    budget: Annotated[int | None, typer.Option(help="bytes of weights: int4 to int16 by layer, where they are needed")] = None,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
@@ -48,6 +49,7 @@ def quantize(
             keep or 0.95,
             episodes,
             seed,
+            budget=budget,
             progress=bar,
         )
         artifact.save(out)

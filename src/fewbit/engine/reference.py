@@ -28,12 +28,13 @@ def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def _walk(program: Program, registers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     registers = dict(program.constants) | registers
-    for step in program.steps:
-        registers[step.out] = _step(step, registers)
+    for one in program.steps:
+        registers[one.out] = step(one, registers)
     return registers
 
 
-def _step(step: Step, r: dict[str, Any]) -> np.ndarray:
+def step(step: Step, r: dict[str, Any]) -> np.ndarray:
+    """What one step makes of the registers r."""
     match step:
         case Quantize():
             return affine.quantize(r[step.x], step.scale, step.zero_point, step.format)

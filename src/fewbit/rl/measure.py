@@ -178,12 +178,12 @@ def latency(policy: Policy, calls: int = 300) -> float:
 
 
 def packed_bytes(program: Program) -> int:
-    """Bytes of weights, biases and tables as integers, without the file around them."""
+    """Bytes of weights (at the width that their codes need), biases and tables, without the file around them."""
     total = 0
     for step in program.steps:
         match step:
             case Linear():
-                total += step.weight.nbytes + step.bias.nbytes
+                total += -(-step.weight.size * _width(step.weight) // 8) + step.bias.nbytes
             case Table():
                 total += step.segments.c.nbytes
             case Lookup():
@@ -191,6 +191,11 @@ def packed_bytes(program: Program) -> int:
             case Float():
                 total += sum(i.nbytes for i in step.inputs if isinstance(i, np.ndarray))
     return total
+
+
+def _width(codes: np.ndarray) -> int:
+    """The bits that these codes need, of the widths that weights come in."""
+    return next(b for b in (2, 3, 4, 6, 8, 16, 32) if codes.min() >= -(1 << (b - 1)) and codes.max() < 1 << (b - 1))
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,130 @@
+"""Where the error comes in: every tensor of an artifact beside the float source's, fed the float inputs and on its own.
+
+local: the step that makes the tensor, given the source's values of its inputs. accumulated: the artifact run from the
+observation on. A tensor whose elements equalization divided by powers of two is multiplied by them first.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.engine import reference
+from fewbit.engine.lower import lower
+from fewbit.engine.operands import scale_of
+from fewbit.engine.program import Program, Step
+from fewbit.errors import FewbitError
+from fewbit.graph import calibrate, metadata
+from fewbit.numerics import affine, metrics
+from fewbit.numerics.formats import IntFormat
+
+SUFFIX = ".codes"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor. SQNR in dB, largest error in the source's units, shares of 1; dead: channels that never leave one code."""
+
+    tensor: str
+    format: str
+    sqnr_local: float
+    sqnr_accumulated: float
+    max_error: float
+    saturated: float
+    dead: float
+
+
+def diff(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Row]:
+    """Rows, the worst local SQNR first. feeds: observations [n, ...] by input name."""
+    program, moved = lower(artifact), metadata.read(artifact).get("equalized") or {}
+    exponents = {k: np.asarray(v, np.float64) for k, v in moved.items()} if isinstance(moved, dict) else {}
+    readings = _readings(artifact)
+    names = {step.out: _source_name(step.out) for step in program.steps if step.out in readings or step.out in program.outputs}
+    floats = _float_values(original, feeds, list(names.values()))
+    registers = reference.run(program, feeds)
+    rows = []
+    for step in program.steps:
+        name = names.get(step.out, "")
+        if name not in floats:
+            continue
+        want = floats[name] / 2.0 ** exponents[name] if name in exponents else floats[name]
+        local = _local(step, program, readings, names, floats, exponents)
+        rows.append(_row(name, want, registers[step.out], local, readings.get(step.out), step))
+    if not rows:
+        raise FewbitError("the artifact and the source have no tensor name in common; was one made from the other?")
+    return sorted(rows, key=lambda r: r.sqnr_local)
+
+
+def _source_name(register: str) -> str:
+    return register.removesuffix(SUFFIX).removesuffix(".equalized")
+
+
+def _readings(artifact: ir.Model) -> dict[str, tuple[np.float32, int]]:
+    """Codes' name -> (scale, zero_point), from the DequantizeLinear that reads them."""
+    found = {}
+    for node in artifact.graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].const_value is None:
+            scale, zero = scale_of(node)
+            found[node.inputs[0].name or ""] = (np.float32(scale), zero)
+    return found
+
+
+def _float_values(original: ir.Model, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    present = {o.name for node in original.graph for o in node.outputs} | {i.name for i in original.graph.inputs}
+    wanted = [n for n in dict.fromkeys(names) if n in present and n not in feeds]
+    values = calibrate.session(calibrate.with_outputs(original, wanted)).run(wanted, feeds) if wanted else []
+    return dict(zip(wanted, values, strict=True)) | {k: v for k, v in feeds.items() if k in names}
+
+
+def _local(
+    step: Step,
+    program: Program,
+    readings: dict[str, tuple[np.float32, int]],
+    names: dict[str, str],
+    floats: dict[str, np.ndarray],
+    exponents: dict[str, np.ndarray],
+) -> np.ndarray | None:
+    """What the step makes of the source's own inputs; None where they are not known."""
+    made: dict[str, Any] = dict(program.constants)
+    formats = {s.out: fmt for s in program.steps if isinstance(fmt := getattr(s, "format", None), IntFormat)}
+    for field in ("x", "a", "b"):
+        register = getattr(step, field, None)
+        if not isinstance(register, str) or register in made:
+            continue
+        name = names.get(register, register)
+        if name not in floats:
+            return None
+        value = floats[name] / 2.0 ** exponents[name] if name in exponents else floats[name]
+        if register in readings:
+            scale, zero = readings[register]
+            value = affine.quantize(value, scale, zero, formats[register])  # a ReLU is the saturation of its codes
+        made[register] = value
+    return reference.step(step, made) if made.keys() - program.constants.keys() else None
+
+
+def _row(
+    name: str, want: np.ndarray, got: np.ndarray, local: np.ndarray | None, reading: tuple[np.float32, int] | None, step: Step
+) -> Row:
+    fmt = getattr(step, "format", None)
+    saturated = dead = 0.0
+    if reading is not None and isinstance(fmt, IntFormat):
+        low, high = fmt.quant_min, fmt.quant_max
+        if not fmt.signed and reading[1] == low:
+            want = np.maximum(want, 0)
+            saturated = float((got == high).mean())
+        else:
+            saturated = float(((got == low) | (got == high)).mean())
+        dead = float((got.reshape(len(got), -1).min(axis=0) == got.reshape(len(got), -1).max(axis=0)).mean())
+        got = affine.dequantize(got, *reading)
+        local = affine.dequantize(local, *reading) if local is not None else None
+    local = got if local is None else local
+    return Row(
+        name,
+        fmt.name if isinstance(fmt, IntFormat) else "float32",
+        metrics.sqnr_db(want, local),
+        metrics.sqnr_db(want, got),
+        metrics.max_error(want, got),
+        saturated,
+        dead,
+    )
