@@ -1,0 +1,96 @@
+"""The search stops at the first rung that is shown to keep enough, reports on other seeds, and says when none does."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fewbit
+from fewbit import search
+from fewbit.graph.qdq import Scheme
+
+PASS = {"verdict": "pass", "kept": 0.99}
+FAIL = {"verdict": "fail", "kept": 0.5}
+LADDER = [(name, replace(Scheme(), weights=name)) for name in ("int4", "int6", "int8")]
+
+
+def measured(table):
+    calls = []
+
+    def measure(scheme):
+        calls.append(scheme.weights)
+        return table[scheme.weights]
+
+    return measure, calls
+
+
+def test_stops_at_the_first_that_passes_on_both_rows_of_seeds():
+    choose, chosen = measured({"int4": FAIL, "int6": PASS, "int8": PASS})
+    report, reported = measured({"int6": PASS})
+    best, tried = search.climb(iter(LADDER), choose, report)
+    assert best.what == "int6" and chosen == ["int4", "int6"] and reported == ["int6"] and len(tried) == 2
+
+
+def test_luck_where_it_was_chosen_is_not_enough():
+    choose, _ = measured({"int4": PASS, "int6": PASS, "int8": PASS})
+    report, reported = measured({"int4": FAIL, "int6": FAIL, "int8": PASS})
+    assert search.climb(iter(LADDER), choose, report)[0].what == "int8" and reported == ["int4", "int6", "int8"]
+
+
+def test_when_none_reaches_it_the_best_is_kept_and_reported():
+    choose, _ = measured({"int4": FAIL, "int6": FAIL | {"kept": 0.8}, "int8": FAIL | {"kept": None}})
+    report, reported = measured({"int6": FAIL})
+    best, tried = search.climb(iter(LADDER), choose, report)
+    assert best.what == "int6" and reported == ["int6"] and len(tried) == 3 and not search.reached(best.reported)
+
+
+def test_undecided_is_judged_by_the_actions():
+    assert search.reached({"verdict": "undecided", "fidelity_met": True})
+    assert not search.reached({"verdict": "undecided", "fidelity_met": False})
+    assert not search.reached({"verdict": "fail", "fidelity_met": True})
+
+
+def test_rungs_never_get_finer_without_getting_dearer():
+    names = [what for what, _ in search.rungs(Scheme(method="auto", weights="auto"), "head")]
+    assert len(names) == len(set(names)) and "int4" in names[0] and "float16" in names[-1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_allocation_against_exhaustive_search(seed):
+    rng = np.random.default_rng(seed)
+    layers, formats = ["a", "b", "c"], ["int4", "int6", "int8", "int16"]
+    size = {k: int(rng.integers(50, 3000)) for k in layers}
+    sizes = {k: {f: size[k] * int(f[3:]) // 8 for f in formats} for k in layers}
+    errors = {k: {f: float(rng.uniform(0.1, 10) * 4.0 ** -int(f[3:])) for f in formats} for k in layers}
+    budget = sum(s["int4"] for s in sizes.values()) * 2
+    chosen = dict(search.allocate(errors, sizes, budget))
+    assert sum(sizes[k][f] for k, f in chosen.items()) <= budget
+    every = [dict(zip(layers, c, strict=True)) for c in itertools.product(formats, repeat=3)]
+    allowed = [c for c in every if sum(sizes[k][f] for k, f in c.items()) <= budget]
+    best = min(sum(errors[k][f] for k, f in c.items()) for c in allowed)
+    got = sum(errors[k][f] for k, f in chosen.items())
+    assert got <= sum(errors[k]["int4"] for k in layers) and got <= 40 * best
+
+
+@pytest.mark.parametrize("agent", ["sac/HalfCheetah-v3", "tqc/HalfCheetah-v3"])
+def test_int8_keeps_99_percent_where_rounding_to_nearest_loses_more(agent, zoo, tmp_path):
+    scheme = fewbit.Scheme(method="auto")
+    artifact = fewbit.quantize(zoo / agent / "HalfCheetah-v3.zip", env="HalfCheetah-v5", scheme=scheme, keep=0.99)
+    first, second = artifact.record["search"]
+    assert first["chosen_on"]["verdict"] == "fail" and first["reported"] is None
+    assert second["reported"]["verdict"] == "pass" and second["reported"]["kept_ci95"][0] > 0.99
+    assert second["chosen_on"]["seeds"][0] > second["reported"]["seeds"][1]
+    artifact.save(tmp_path / "a.onnx")
+    observations = np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32)
+    np.testing.assert_allclose(fewbit.load(tmp_path / "a.onnx", "onnxruntime")(observations),
+                               fewbit.load(tmp_path / "a.onnx")(observations), atol=0.1)  # fmt: skip
+
+
+def test_a_budget_is_kept_and_spent_where_it_matters(zoo):
+    path = zoo / "sac/HalfCheetah-v3/HalfCheetah-v3.zip"
+    artifact = fewbit.quantize(path, env="HalfCheetah-v5", scheme=fewbit.Scheme(method="auto"), budget=55_000, episodes=2)
+    formats = dict(artifact.record["recipe"]["layers"])
+    assert len(set(formats.values())) > 1 and artifact.record["evidence"]["packed_bytes"] <= 55_000 + 4 * (256 + 256 + 6) + 320
+    with pytest.raises(fewbit.FewbitError, match="even int4 weights take"):
+        fewbit.quantize(path, env="HalfCheetah-v5", budget=1000, episodes=2)
