@@ -78,18 +78,8 @@ def measure(
     quick leaves out latency and size, which a search does not decide by.
     """
     check(episodes, keep)
-    program = lower(model)
-    quantized, q = load_policy(model), np.zeros(0)
-    target = min(PILOT if stop_early else episodes, episodes)
-    while True:
-        step = stepper(progress, "quantized", len(q), target)
-        seeds = [baseline.seed + k for k in range(len(q), target)]
-        q = np.append(q, returns.episodes(quantized, baseline.env, seeds, baseline.env_args, 0, quantized.inputs, step)[0])
-        f = baseline.returns(target, progress)
-        found = evidence.judge(f, q, baseline.random, keep, baseline.seed)
-        if not stop_early or found.verdict != "undecided" or target >= episodes:
-            break
-        target = min(episodes, max(target + 1, evidence.episodes_needed(found, target, keep)))
+    program, quantized = lower(model), load_policy(model)
+    q, f, found = compare(quantized, baseline, keep, episodes, stop_early, progress)
     record = {
         "return_float": summary(f),
         "return_random": summary(baseline.random),
@@ -101,6 +91,22 @@ def measure(
         "latency_float_us": 0.0 if quick else latency(baseline.policy),
     }
     return alone(model, program, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
+
+
+def compare(
+    policy: Policy, baseline: Baseline, keep: float, episodes: int, stop_early: bool, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, evidence.Kept]:
+    """(returns of policy, returns of float on the same seeds, what was kept) by the rules of "Evidence"."""
+    q, target = np.zeros(0), min(PILOT if stop_early else episodes, episodes)
+    while True:
+        step = stepper(progress, "quantized", len(q), target)
+        seeds = [baseline.seed + k for k in range(len(q), target)]
+        q = np.append(q, returns.episodes(policy, baseline.env, seeds, baseline.env_args, 0, policy.inputs, step)[0])
+        f = baseline.returns(target, progress)
+        found = evidence.judge(f, q, baseline.random, keep, baseline.seed)
+        if not stop_early or found.verdict != "undecided" or target >= episodes:
+            return q, f, found
+        target = min(episodes, max(target + 1, evidence.episodes_needed(found, target, keep)))
 
 
 def alone(model: ir.Model, program: Program, env: str, q: np.ndarray, seed: int, quick: bool = False) -> dict[str, Any]:

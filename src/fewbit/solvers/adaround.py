@@ -1,7 +1,7 @@
 """AdaRound (Nagel et al. 2020): learn for every weight whether to round up or down, by gradient on the output's error.
 
 The objective is the paper's, with the layer's outputs summed up by their second moments, so that a step costs one
-product with H and no pass over data: tr(D H D^T) / out + 0.01 sum(1 - |2 h(V) - 1|^beta), beta annealed from 20 to 2.
+product with H and no pass over data: tr(D H D^T) + c sum(1 - |2 h(V) - 1|^beta), beta annealed from 20 to 2.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from fewbit.solvers.statistics import Statistics, output_error
 
 STEPS, RATE, WARM_UP = 1000, 0.02, 0.2
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # the paper's rectified sigmoid
-REGULARISATION = 0.01
+REGULARISATION = 100.0  # beside errors in units of rounding noise; the paper's 0.01 stands beside raw squared errors
 
 
 def solve(weight: np.ndarray, scale: np.ndarray, fmt: IntFormat, statistics: Statistics | None = None) -> np.ndarray:

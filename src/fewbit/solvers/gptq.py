@@ -73,8 +73,8 @@ def _exactly(w: np.ndarray, codes: np.ndarray, steps: np.ndarray, fmt: IntFormat
     trace = float(np.diag(gram).mean()) or 1.0
     values, vectors = np.linalg.eigh(gram)
     root = np.sqrt(np.maximum(values, 1e-12 * trace))[:, None] * vectors.T
-    factor = np.linalg.qr(root, "r")
-    factor = factor * np.where(np.diag(factor) < 0, -1.0, 1.0)[:, None]
+    upper = np.linalg.qr(root)[1]
+    factor = upper * np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None]
     rows = zip(w, steps, codes.astype(np.float64), strict=True)
     return np.array([exact.solve_row(row, step, fmt, factor, start) for row, step, start in rows]).astype(fmt.dtype)
 
