@@ -93,6 +93,53 @@ CASES = {
 }
 
 
+CASES |= {
+    "factors and shifts behind a layer": (
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
+            helper.make_node("Sub", ["h", "mean"], ["c"]),
+            helper.make_node("Div", ["c", "dev"], ["n"]),
+            helper.make_node("Mul", ["gain", "n"], ["m"]),
+            helper.make_node("Add", ["m", "bias"], ["s"]),
+            helper.make_node("Relu", ["s"], ["y"]),
+        ],
+        {"w": weight(8, 5), "b": weight(8), "mean": weight(1, 8), "dev": np.abs(weight(8)) + 1, "gain": weight(8), "bias": weight(8)},
+        ["Gemm", "Relu"],
+    ),
+    "batch normalisation between a ReLU and the next layer": (
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("BatchNormalization", ["r", "gain", "bias", "mean", "var"], ["n"], epsilon=1e-3),
+            helper.make_node("Gemm", ["n", "v", "d"], ["y"], transB=1),
+        ],
+        {
+            "w": weight(8, 5), "b": weight(8), "gain": weight(8), "bias": weight(8), "mean": weight(8),
+            "var": np.abs(weight(8)), "v": weight(3, 8), "d": weight(3),
+        },
+        ["Gemm", "Relu", "Gemm"],
+    ),
+    "the observations' own normaliser stays": (
+        [
+            helper.make_node("Sub", ["x", "mean"], ["c"]),
+            helper.make_node("Mul", ["c", "inv"], ["n"]),
+            helper.make_node("Gemm", ["n", "w", "b"], ["y"], transB=1),
+        ],
+        {"mean": weight(5), "inv": weight(5), "w": weight(8, 5), "b": weight(8)},
+        ["Sub", "Mul", "Gemm"],
+    ),
+    "a layer whose output has another reader keeps its factor": (
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
+            helper.make_node("Mul", ["h", "gain"], ["m"]),
+            helper.make_node("Add", ["m", "h"], ["y"]),
+        ],
+        {"w": weight(8, 5), "b": weight(8), "gain": weight(8)},
+        ["Gemm", "Mul", "Add"],
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_output_stays_what_it_was(name):
     nodes, arrays, left = CASES[name]

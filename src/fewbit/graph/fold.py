@@ -32,12 +32,12 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 def fold(model: ir.Model) -> ir.Model:
     """Rewrite in place until nothing changes; the same model is returned."""
+    from fewbit.graph.fold_affine import fold_affine
+
     graph = model.graph
-    changed = True
-    while changed:
-        changed = any(
-            [step(graph) for step in (_constants, _identities, _argmax, _dense, _split_head, _quantile_mean, remove_unused)]
-        )
+    steps = (_constants, _identities, _argmax, _dense, fold_affine, _split_head, _quantile_mean, remove_unused)
+    while any([step(graph) for step in steps]):
+        pass
     return model
 
 
@@ -45,7 +45,7 @@ def _each(graph: ir.Graph, rewrite: Callable[[ir.Graph, ir.Node], bool]) -> bool
     return any([rewrite(graph, node) for node in list(graph)])
 
 
-def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+def replace_node(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Give every use of the node's first output to value, and remove the node; graph outputs keep their names."""
     old = node.outputs[0]
     for k, out in enumerate(graph.outputs):
@@ -80,7 +80,7 @@ def _constants(graph: ir.Graph) -> bool:
             onnx.helper.make_graph([proto], "one", inputs, [out]), opset_imports=[onnx.helper.make_opsetid("", 21)]
         )
         (result,) = ReferenceEvaluator(one).run(None, feeds)
-        _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", np.asarray(result)))
+        replace_node(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", np.asarray(result)))
         return True
 
     return _each(graph, rewrite)
@@ -91,7 +91,7 @@ def _identities(graph: ir.Graph) -> bool:
         x = node.inputs[0] if node.inputs else None
         if node.op_type not in ("Identity", "Dropout") or x is None or node.outputs[0] in graph.outputs:
             return False
-        _replace(graph, node, x)
+        replace_node(graph, node, x)
         return True
 
     return _each(graph, rewrite)
@@ -156,7 +156,7 @@ def _dense(graph: ir.Graph) -> bool:
         )
         new.outputs[0].name = f"{stem}.gemm_out"
         graph.insert_after(last, new)
-        _replace(graph, last, new.outputs[0])
+        replace_node(graph, last, new.outputs[0])
         if last is not node:
             graph.remove(node, safe=True)
         return True
@@ -227,7 +227,7 @@ def _quantile_mean(graph: ir.Graph) -> bool:
         )
         new.outputs[0].name = f"{gemm.name}.mean_out"
         graph.insert_after(node, new)
-        _replace(graph, node, new.outputs[0])
+        replace_node(graph, node, new.outputs[0])
         graph.remove([reshape, gemm], safe=True)  # type: ignore[list-item]
         return True
 
