@@ -196,7 +196,7 @@ def searched(agent: str, source: sources.Source, feeds: dict, baseline: Baseline
     best, tried = search.climb(
         search.rungs(Scheme(method="auto"), head),
         lambda s: measure(build(s), elsewhere, keep, cap, True, silent, True),
-        lambda s: measure(build(s), baseline, keep, 10 * cap, True, silent, True),
+        lambda s: measure(build(s), baseline, keep, cap, True, silent, True),
     )
     return {"agent": agent, "method": "fewbit search", "chosen": best.what, "rungs": len(tried)} | (best.reported or {})
 

@@ -7,7 +7,7 @@ import sys
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "numerics", "devices"},
+    {"errors", "numerics", "devices", "checkpoint"},
     {"solvers"},
     {"graph"},
     {"sources", "engine", "train"},

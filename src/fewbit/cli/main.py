@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fewbit.cli import diff, evaluate, formats, inspect, quantize
+from fewbit.cli import diff, evaluate, formats, inspect, plan, quantize
 from fewbit.errors import FewbitError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("diff")(diff.diff)
 app.command("inspect")(inspect.inspect)
 app.command("formats")(formats.formats)
+app.command("plan")(plan.plan)
 
 
 def main() -> None:
