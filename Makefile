@@ -10,7 +10,7 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	.venv/bin/fewbit quantize demo/halfcheetah.zip -o halfcheetah.int8.onnx --env HalfCheetah-v5
+	.venv/bin/fewbit quantize demo/halfcheetah.zip -o halfcheetah.int8.onnx --env HalfCheetah-v5 --keep 0.99
 	.venv/bin/fewbit inspect halfcheetah.int8.onnx
 
 check: setup

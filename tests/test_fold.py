@@ -103,7 +103,10 @@ CASES |= {
             helper.make_node("Add", ["m", "bias"], ["s"]),
             helper.make_node("Relu", ["s"], ["y"]),
         ],
-        {"w": weight(8, 5), "b": weight(8), "mean": weight(1, 8), "dev": np.abs(weight(8)) + 1, "gain": weight(8), "bias": weight(8)},
+        {
+            "w": weight(8, 5), "b": weight(8), "mean": weight(1, 8), "dev": np.abs(weight(8)) + 1, "gain": weight(8),
+            "bias": weight(8),
+        },
         ["Gemm", "Relu"],
     ),
     "batch normalisation between a ReLU and the next layer": (
