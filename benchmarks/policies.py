@@ -128,6 +128,7 @@ def torch_dynamic(path: Path) -> Policy:
     from fewbit.sources.normalizer import read
 
     beside = path.with_name("vecnormalize.pkl")
+    torch.set_num_threads(1)
     module = sb3.Deterministic(sb3.build(path), read(beside) if beside.exists() else None, ["observation"]).eval()
     narrow = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, torch.qint8)
 
