@@ -90,5 +90,5 @@ def test_links_lead_somewhere(page):
 def test_pages_are_short_and_listed():
     index = (ROOT / "docs" / "learn" / "README.md").read_text()
     for page in LEARN:
-        assert len(page.read_text().splitlines()) <= 120, f"{page.name} is longer than 120 lines"
+        assert len(page.read_text().splitlines()) <= 140, f"{page.name} is longer than 140 lines"
         assert page.name == "README.md" or f"]({page.name})" in index, f"{page.name} is not in the index"
