@@ -130,7 +130,7 @@ def torch_dynamic(path: Path) -> Policy:
     beside = path.with_name("vecnormalize.pkl")
     torch.set_num_threads(1)
     module = sb3.Deterministic(sb3.build(path), read(beside) if beside.exists() else None, ["observation"]).eval()
-    narrow = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, torch.qint8)
+    narrow = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, torch.qint8, inplace=True)
 
     def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
         with torch.no_grad():
@@ -202,30 +202,34 @@ def searched(agent: str, source: sources.Source, feeds: dict, baseline: Baseline
     return {"agent": agent, "method": "fewbit search", "chosen": best.what, "rungs": len(tried)} | (best.reported or {})
 
 
-def table(path: Path) -> None:
+SHOWN = ("onnxruntime static", "onnxruntime static 16-bit activations", "onnxruntime dynamic", "torch dynamic", "nncf",
+         "nncf accuracy control", "fewbit rtn", "fewbit smooth+gptq", "fewbit smooth+gptq int6", "fewbit search")  # fmt: skip
+
+
+def table(path: Path, methods: tuple[str, ...]) -> None:
+    """Markdown; of a row that was run twice the later one counts."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by = {(r["agent"], r["method"]): r for r in rows}
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    print("| agent (float return) | " + " | ".join(methods) + " |\n|" + "---|" * (len(methods) + 1))
-    for agent in AGENTS:
-        cells = []
-        for method in methods:
-            r = by.get((agent, method))
-            if r is None or "kept" not in r:
-                cells.append("-" if r is None or "skipped" in r else "failed")
-                continue
-            if r["kept"] is None:
-                cells.append("undefined")
-                continue
-            low, high = r["kept_ci95"]
-            mark = {"pass": "**", "fail": "", "undecided": "_"}[r["verdict"]]
-            faithful = "=" if r["verdict"] == "undecided" and r["fidelity_met"] else ""
-            cells.append(
-                f"{mark}{100 * r['kept']:.1f}{mark}{faithful} ({100 * low:.1f} to {100 * high:.1f}, {r['return_quantized']['n']})"
-            )
+    print("| agent (float return), K | " + " | ".join(methods) + " |\n|" + "---|" * (len(methods) + 1))
+    for agent, (_, _, keep) in AGENTS.items():
         f = next((r["return_float"] for r in rows if r["agent"] == agent and "return_float" in r), None)
         if f:
-            print(f"| {agent} ({f['mean']:.0f}) | " + " | ".join(cells) + " |")
+            cells = [cell(by.get((agent, m))) for m in methods]
+            print(f"| {agent} ({f['mean']:.0f}), {keep:.0%} | " + " | ".join(cells) + " |")
+
+
+def cell(r: dict | None) -> str:
+    """kept in percent (its interval, episodes); bold: pass; =: undecided, and the actions meet the fidelity rule."""
+    if r is None or "kept" not in r:
+        return "not run" if r is None else "none" if "skipped" in r else "failed"
+    if r["kept"] is None:
+        return "undefined"
+    low, high = r["kept_ci95"]
+    mark = "**" if r["verdict"] == "pass" else ""
+    faithful = " =" if r["verdict"] == "undecided" and r["fidelity_met"] else " ?" if r["verdict"] == "undecided" else ""
+    chosen = f"; {r['chosen'].removeprefix('int8, ')}" if "chosen" in r else ""
+    figures = f"{100 * low:.1f} to {100 * high:.1f}, {r['return_quantized']['n']}"
+    return f"{mark}{100 * r['kept']:.1f}{mark}{faithful} ({figures}{chosen})"
 
 
 def main() -> None:
@@ -240,7 +244,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     a = parser.parse_args()
     if a.table:
-        table(a.table)
+        table(a.table, tuple(a.methods or SHOWN))
         return
     sys.path.append(str(a.robots))
 
