@@ -145,7 +145,7 @@ def test_awq_equals_the_exhaustive_search_of_its_exponents():
         return ((x @ d.T) ** 2).mean()
 
     rms = np.sqrt((x**2).mean(axis=0))
-    rms = np.maximum(rms, rms.max() / 16)
+    rms = np.maximum(rms, rms.max() / 256)
     tried = [error(scaling.power_of_two(rms**a)) for a in scaling.EXPONENTS]
     assert error(scaling.awq(weight, seen, fmt)) == pytest.approx(min(tried)) and min(tried) <= tried[0]
 

@@ -29,15 +29,16 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
         name, before = x.name or "", _before(group)
         if name not in statistics or not (group[0].entry or before is not None):
             continue
+        floor = scaling.ENTRY_FLOOR if before is None else scaling.HIDDEN_FLOOR
         weight = np.concatenate([_weight(layer.gemm) for layer in group])
         if rule == "cross_layer":
             if before is None:
                 continue
             scale = scaling.cross_layer(weight, _weight(before))
         elif rule == "awq":
-            scale = scaling.awq(weight, statistics[name], INTEGERS[weights])
+            scale = scaling.awq(weight, statistics[name], INTEGERS[weights], floor)
         else:
-            scale = scaling.smooth(weight, statistics[name])
+            scale = scaling.smooth(weight, statistics[name], floor)
         _multiply_columns(model.graph, group, scale)
         if before is not None:
             _divide_rows(model.graph, before, scale)

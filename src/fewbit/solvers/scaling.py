@@ -11,20 +11,23 @@ from fewbit.numerics.formats import IntFormat
 from fewbit.solvers import rtn
 from fewbit.solvers.statistics import Statistics, output_error
 
-FLOOR = 1 / 16  # of the largest input: an input that calibration never moved must not saturate as soon as it does
+# Smallest share of the largest input that counts. An observation that calibration hardly moved must not saturate as soon as it
+# does move; a hidden unit that hardly moved is known to the network's own weights.
+ENTRY_FLOOR, HIDDEN_FLOOR = 1 / 64, 1 / 256
 EXPONENTS = np.linspace(0, 1, 11)
 
 
-def smooth(weight: np.ndarray, statistics: Statistics, alpha: float = 0.5) -> np.ndarray:
+def smooth(weight: np.ndarray, statistics: Statistics, floor: float = HIDDEN_FLOOR, alpha: float = 0.5) -> np.ndarray:
     """max|x_j|^alpha / max|w_j|^(1 - alpha)."""
     reach = np.maximum(np.abs(weight).max(axis=0), 1e-6 * np.abs(weight).max(initial=1e-30))
-    return power_of_two(_peak(statistics) ** alpha / reach ** (1 - alpha))
+    peak = np.maximum(statistics.peak, floor * max(float(statistics.peak.max(initial=0)), 1e-30))
+    return power_of_two(peak**alpha / reach ** (1 - alpha))
 
 
-def awq(weight: np.ndarray, statistics: Statistics, fmt: IntFormat) -> np.ndarray:
+def awq(weight: np.ndarray, statistics: Statistics, fmt: IntFormat, floor: float = HIDDEN_FLOOR) -> np.ndarray:
     """rms(x_j)^alpha, alpha the best of EXPONENTS by the layer's output error after rounding to nearest."""
     rms = np.sqrt(np.maximum(np.diag(statistics.gram), 1e-30))
-    rms = np.maximum(rms, FLOOR * rms.max())
+    rms = np.maximum(rms, floor * rms.max())
     best, least = np.ones(len(rms)), np.inf
     for alpha in EXPONENTS:
         scale = power_of_two(rms**alpha)
@@ -49,7 +52,3 @@ def power_of_two(scale: np.ndarray) -> np.ndarray:
     """The nearest powers of two, their geometric mean near 1, within 2^+-12 of it."""
     exponent = np.log2(np.maximum(scale, 1e-30))
     return 2.0 ** np.clip(np.rint(exponent - np.median(exponent)), -12, 12)
-
-
-def _peak(statistics: Statistics) -> np.ndarray:
-    return np.maximum(statistics.peak, FLOOR * max(float(statistics.peak.max(initial=0)), 1e-30))
