@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import pipeline, search, sources
+from fewbit import ladder, pipeline, sources
 from fewbit.engine.load import Policy, load
 from fewbit.graph.qdq import Scheme
 from fewbit.graph.quantize import quantize
@@ -194,8 +194,8 @@ def searched(agent: str, source: sources.Source, feeds: dict, baseline: Baseline
     elsewhere = Baseline(source.model, baseline.env, baseline.env_args, pipeline.SEARCH_SEED)
     build = functools.cache(lambda scheme: quantize(source.model, feeds, scheme)[0])
     head = pipeline.qdq.layers(source.model)[-1].gemm.name or ""
-    best, tried = search.climb(
-        search.rungs(Scheme(method="auto"), head),
+    best, tried = ladder.climb(
+        ladder.rungs(Scheme(method="auto"), head),
         lambda s: measure(build(s), elsewhere, keep, cap, True, silent, True),
         lambda s: measure(build(s), baseline, keep, cap, True, silent, True),
     )

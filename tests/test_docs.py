@@ -1,7 +1,7 @@
 """The learning pages do what they say: their Python runs, prints what they show, and every link leads somewhere.
 
 Blocks of one page share a namespace. A ```text block after a ```python block is its output, a ```console block a command and
-Blocks of one page share a namespace. A ```text block after a ```python block is its output, a ```console block a command and
+its output: the same words, numbers within 5%. What depends on the machine (a time, a training run) is marked `varies`.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ FLOORS = [
     {"graph"},
     {"sources", "engine", "train"},
     {"targets", "rl", "llm", "machine"},
-    {"search", "plan", "bench", "diff"},
+    {"artifact", "ladder", "plan", "bench", "diff"},
     {"pipeline"},
     {"report"},
     {"cli"},

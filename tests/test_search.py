@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fewbit
-from fewbit import search
+from fewbit import ladder
 from fewbit.graph.qdq import Scheme
 
 PASS = {"verdict": "pass", "kept": 0.99}
@@ -28,31 +28,31 @@ def measured(table):
 def test_stops_at_the_first_that_passes_on_both_rows_of_seeds():
     choose, chosen = measured({"int4": FAIL, "int6": PASS, "int8": PASS})
     report, reported = measured({"int6": PASS})
-    best, tried = search.climb(iter(LADDER), choose, report)
+    best, tried = ladder.climb(iter(LADDER), choose, report)
     assert best.what == "int6" and chosen == ["int4", "int6"] and reported == ["int6"] and len(tried) == 2
 
 
 def test_luck_where_it_was_chosen_is_not_enough():
     choose, _ = measured({"int4": PASS, "int6": PASS, "int8": PASS})
     report, reported = measured({"int4": FAIL, "int6": FAIL, "int8": PASS})
-    assert search.climb(iter(LADDER), choose, report)[0].what == "int8" and reported == ["int4", "int6", "int8"]
+    assert ladder.climb(iter(LADDER), choose, report)[0].what == "int8" and reported == ["int4", "int6", "int8"]
 
 
 def test_when_none_reaches_it_the_best_is_kept_and_reported():
     choose, _ = measured({"int4": FAIL, "int6": FAIL | {"kept": 0.8}, "int8": FAIL | {"kept": None}})
     report, reported = measured({"int6": FAIL})
-    best, tried = search.climb(iter(LADDER), choose, report)
-    assert best.what == "int6" and reported == ["int6"] and len(tried) == 3 and not search.reached(best.reported)
+    best, tried = ladder.climb(iter(LADDER), choose, report)
+    assert best.what == "int6" and reported == ["int6"] and len(tried) == 3 and not ladder.reached(best.reported)
 
 
 def test_undecided_is_judged_by_the_actions():
-    assert search.reached({"verdict": "undecided", "fidelity_met": True})
-    assert not search.reached({"verdict": "undecided", "fidelity_met": False})
-    assert not search.reached({"verdict": "fail", "fidelity_met": True})
+    assert ladder.reached({"verdict": "undecided", "fidelity_met": True})
+    assert not ladder.reached({"verdict": "undecided", "fidelity_met": False})
+    assert not ladder.reached({"verdict": "fail", "fidelity_met": True})
 
 
 def test_rungs_never_get_finer_without_getting_dearer():
-    names = [what for what, _ in search.rungs(Scheme(method="auto", weights="auto"), "head")]
+    names = [what for what, _ in ladder.rungs(Scheme(method="auto", weights="auto"), "head")]
     assert len(names) == len(set(names)) and "int4" in names[0] and "float16" in names[-1]
 
 
@@ -64,7 +64,7 @@ def test_allocation_against_exhaustive_search(seed):
     sizes = {k: {f: size[k] * int(f[3:]) // 8 for f in formats} for k in layers}
     errors = {k: {f: float(rng.uniform(0.1, 10) * 4.0 ** -int(f[3:])) for f in formats} for k in layers}
     budget = sum(s["int4"] for s in sizes.values()) * 2
-    chosen = dict(search.allocate(errors, sizes, budget))
+    chosen = dict(ladder.allocate(errors, sizes, budget))
     assert sum(sizes[k][f] for k, f in chosen.items()) <= budget
     every = [dict(zip(layers, c, strict=True)) for c in itertools.product(formats, repeat=3)]
     allowed = [c for c in every if sum(sizes[k][f] for k, f in c.items()) <= budget]
@@ -86,6 +86,30 @@ def test_int8_keeps_99_percent_where_rounding_to_nearest_loses_more(agent, zoo, 
     observations = np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32)
     np.testing.assert_allclose(fewbit.load(tmp_path / "a.onnx", "onnxruntime")(observations),
                                fewbit.load(tmp_path / "a.onnx")(observations), atol=0.1)  # fmt: skip
+
+
+@pytest.mark.parametrize("trials", [1, 30])
+def test_any_measure_can_be_given(trials):
+    """A regression network and its own score: the search stops where the score is kept."""
+    import torch
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+    x = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
+    want = net(torch.tensor(x)).detach().numpy()
+    asked = []
+
+    def score(policy, seed):
+        asked.append(seed)
+        part = slice(seed * 1000, seed * 1000 + 1000)
+        error = ((policy(x[part]) - want[part]) ** 2).mean(axis=1)
+        return 1 - np.array([e.mean() for e in np.array_split(error, trials)]) / want.var()
+
+    loose = fewbit.search(net, score, x, keep=0.9, scheme=fewbit.Scheme("auto"))
+    strict = fewbit.search(net, score, x, keep=0.9999, scheme=fewbit.Scheme("auto"))
+    assert loose.record["evidence"]["verdict"] == strict.record["evidence"]["verdict"] == "pass"
+    assert loose.record["recipe"]["weights"] == "int4" and strict.record["recipe"]["weights"] != "int4"
+    assert loose.record["evidence"]["packed_bytes"] < strict.record["evidence"]["packed_bytes"] and {0, 1} == set(asked)
 
 
 def test_a_budget_is_kept_and_spent_where_it_matters(zoo):

@@ -4,10 +4,11 @@ from typing import Any
 
 from fewbit.errors import FewbitError
 
-__all__ = ["FewbitError", "Scheme", "evaluate", "load", "quantize"]
+__all__ = ["FewbitError", "Scheme", "evaluate", "load", "quantize", "search"]
 _WHERE = {
     "quantize": "fewbit.pipeline",
     "evaluate": "fewbit.pipeline",
+    "search": "fewbit.pipeline",
     "load": "fewbit.engine.load",
     "Scheme": "fewbit.graph.qdq",
 }

@@ -1,25 +1,28 @@
 """From source to artifact, and from artifact to evidence: what the command line and `import fewbit` both call."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from fewbit import search, solvers, sources
+from fewbit import ladder, solvers, sources
+from fewbit.artifact import Artifact
 from fewbit.diff import Row
+from fewbit.engine.load import Policy
 from fewbit.engine.load import load as load_policy
+from fewbit.engine.lower import lower
+from fewbit.engine.program import packed_bytes
 from fewbit.errors import FewbitError
-from fewbit.graph import half, metadata, qdq
+from fewbit.graph import half, qdq
 from fewbit.graph.fold import const
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
+from fewbit.rl.evidence import judge
 
 MIXED = ("int4", "int6", "int8", "int16")
 CALIBRATION_EPISODES, CALIBRATION_STEPS = 5, 5000
@@ -30,37 +33,6 @@ Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 def _silent(what: str, done: int, of: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A quantized graph and its record (source, scheme, recipe, contract, evidence)."""
-
-    model: ir.Model
-    record: dict[str, Any]
-
-    def save(self, path: str | Path) -> None:
-        """Write beside, then rename: a reader never meets half a file."""
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FewbitError(f"{path}: the folder {path.parent} does not exist")
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_bytes(self.to_bytes())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def with_evidence(self, evidence: dict[str, Any]) -> "Artifact":
-        """The same with its record completed; the record holds the size of the file that holds the record."""
-        self.record["evidence"] = evidence | {"size_bytes": 0}
-        for _ in range(3):
-            self.record["evidence"]["size_bytes"] = len(self.to_bytes())
-        return self
-
-    def to_bytes(self) -> bytes:
-        metadata.write(self.model, self.record)
-        return ir.to_proto(self.model).SerializeToString(deterministic=True)
 
 
 def quantize(
@@ -89,10 +61,10 @@ def quantize(
     original = sources.load(source, normalizer, observation_shape)
     feeds = _calibration(original, env, observations, env_args, seed)
     if budget is not None:
-        scheme = replace(scheme, method=search.BEST if scheme.method == "auto" else scheme.method)
+        scheme = replace(scheme, method=ladder.BEST if scheme.method == "auto" else scheme.method)
         scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
     if env is None:
-        return _artifact(original, feeds, replace(scheme, method=search.BEST) if scheme.method == "auto" else scheme, None)
+        return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None)
     from fewbit.rl.measure import Baseline, check, measure
 
     check(episodes, keep)
@@ -109,7 +81,7 @@ def quantize(
         return measure(made[chosen].model, against, keep, episodes, True, progress, quick)
 
     head = qdq.layers(original.model)[-1].gemm.name or ""
-    best, tried = search.climb(search.rungs(scheme, head), lambda s: cost(s, elsewhere, True), lambda s: cost(s, baseline, False))
+    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: cost(s, elsewhere, True), lambda s: cost(s, baseline, False))
     artifact = made[best.scheme]
     artifact.record["search"] = [_rung(t) for t in tried]
     return artifact.with_evidence(best.reported or best.chosen)
@@ -179,7 +151,48 @@ def fit_budget(
     least = sum(min(s.values()) for s in sizes.values())
     if budget < least:
         raise FewbitError(f"--budget {budget}: even {MIXED[0]} weights take {least} bytes")
-    return search.allocate(errors, sizes, budget)
+    return ladder.allocate(errors, sizes, budget)
+
+
+def search(
+    source: Any,
+    measure: Callable[[Policy, int], Any],
+    observations: str | Path | np.ndarray,
+    keep: float = 0.95,
+    floor: float = 0.0,
+    scheme: qdq.Scheme | None = None,
+    normalizer: str | Path | None = None,
+    observation_shape: tuple[int, ...] | None = None,
+) -> Artifact:
+    """The smallest artifact that keeps a score of the user's own: climbs as quantize does, without an environment.
+
+    measure(policy, seed) -> scores, one or [n] of as many trials, larger is better; seed 1 is where a rung is chosen, 0 where
+    it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations: [n, ...].
+    """
+    scheme = replace(scheme or qdq.Scheme(), method="auto")
+    _check(scheme)
+    original = sources.load(source, normalizer, observation_shape)
+    feeds = _calibration(original, None, observations, None, 0)
+    floats = {seed: _scores(measure, load_policy(original.model, "onnxruntime"), seed) for seed in (0, 1)}
+    made: dict[qdq.Scheme, Artifact] = {}
+
+    def cost(chosen: qdq.Scheme, seed: int) -> dict[str, Any]:
+        made.setdefault(chosen, _artifact(original, feeds, chosen, None))
+        scores = _scores(measure, load_policy(made[chosen].model), seed)
+        found = judge(floats[seed], scores, np.full(2, float(floor)), keep)
+        record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
+        return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(made[chosen].model))}
+
+    head = qdq.layers(original.model)[-1].gemm.name or ""
+    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: cost(s, 1), lambda s: cost(s, 0))
+    made[best.scheme].record["search"] = [_rung(t) for t in tried]
+    return made[best.scheme].with_evidence(best.reported or best.chosen)
+
+
+def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
+    scores = np.atleast_1d(np.asarray(measure(policy, seed), np.float64))
+    check_finite(scores, "scores of measure")
+    return np.repeat(scores, 2) if len(scores) == 1 else scores
 
 
 def _artifact(
@@ -191,7 +204,7 @@ def _artifact(
     return Artifact(model, {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved})
 
 
-def _rung(tried: search.Tried) -> dict[str, Any]:
+def _rung(tried: ladder.Tried) -> dict[str, Any]:
     """One line of the search for the record."""
 
     def figures(record: dict[str, Any] | None) -> dict[str, Any] | None:

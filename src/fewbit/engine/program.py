@@ -138,3 +138,24 @@ class Program:
     steps: tuple[Step, ...]
     exact: bool
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def packed_bytes(program: Program) -> int:
+    """Bytes of weights (at the width that their codes need), biases and tables, without the file around them."""
+    total = 0
+    for step in program.steps:
+        match step:
+            case Linear():
+                total += -(-step.weight.size * _width(step.weight) // 8) + step.bias.nbytes
+            case Table():
+                total += step.segments.c.nbytes
+            case Lookup():
+                total += step.table.nbytes
+            case Float():
+                total += sum(i.nbytes for i in step.inputs if isinstance(i, np.ndarray))
+    return total
+
+
+def _width(codes: np.ndarray) -> int:
+    """The bits that these codes need, of the widths that weights come in."""
+    return next(b for b in (2, 3, 4, 6, 8, 16, 32) if codes.min() >= -(1 << (b - 1)) and codes.max() < 1 << (b - 1))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from fewbit.engine.load import Policy
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.lower import lower
-from fewbit.engine.program import Float, Linear, Lookup, Program, Table
+from fewbit.engine.program import Program, packed_bytes
 from fewbit.errors import FewbitError
 from fewbit.rl import evidence, returns
 
@@ -181,27 +181,6 @@ def latency(policy: Policy, calls: int = 300) -> float:
         policy(feeds)
         times.append(time.perf_counter_ns() - start)
     return float(np.median(times) / 1000)
-
-
-def packed_bytes(program: Program) -> int:
-    """Bytes of weights (at the width that their codes need), biases and tables, without the file around them."""
-    total = 0
-    for step in program.steps:
-        match step:
-            case Linear():
-                total += -(-step.weight.size * _width(step.weight) // 8) + step.bias.nbytes
-            case Table():
-                total += step.segments.c.nbytes
-            case Lookup():
-                total += step.table.nbytes
-            case Float():
-                total += sum(i.nbytes for i in step.inputs if isinstance(i, np.ndarray))
-    return total
-
-
-def _width(codes: np.ndarray) -> int:
-    """The bits that these codes need, of the widths that weights come in."""
-    return next(b for b in (2, 3, 4, 6, 8, 16, 32) if codes.min() >= -(1 << (b - 1)) and codes.max() < 1 << (b - 1))
 
 
 def _versions() -> dict[str, str]:

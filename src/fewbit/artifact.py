@@ -1,0 +1,42 @@
+"""A quantized graph with its record, and how it becomes a file that nobody meets half written."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fewbit.errors import FewbitError
+from fewbit.graph import metadata
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A quantized graph and its record (source, scheme, recipe, contract, evidence)."""
+
+    model: ir.Model
+    record: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write beside, then rename: a reader never meets half a file."""
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FewbitError(f"{path}: the folder {path.parent} does not exist")
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(self.to_bytes())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def with_evidence(self, evidence: dict[str, Any]) -> "Artifact":
+        """The same with its record completed; the record holds the size of the file that holds the record."""
+        self.record["evidence"] = evidence | {"size_bytes": 0}
+        for _ in range(3):
+            self.record["evidence"]["size_bytes"] = len(self.to_bytes())
+        return self
+
+    def to_bytes(self) -> bytes:
+        metadata.write(self.model, self.record)
+        return ir.to_proto(self.model).SerializeToString(deterministic=True)
