@@ -163,7 +163,7 @@ def test_scalings_are_powers_of_two_and_survive_dead_channels():
 
 @pytest.mark.parametrize("text, want", [
     ("rtn", ("", False, "rtn")), ("gptq", ("", False, "gptq")), ("awq", ("awq", False, "rtn")),
-    ("smooth+clip+gptq", ("smooth", True, "gptq")), ("clip", ("", True, "rtn")),
+    ("smooth+clip+gptq", ("smooth", True, "gptq")), ("clip", ("", True, "rtn")), ("gptq+bias", ("", False, "gptq", True)),
 ])  # fmt: skip
 def test_methods_are_words_joined(text, want):
     assert solvers.method(text) == solvers.Method(*want)
@@ -189,3 +189,23 @@ def test_output_error_is_the_mean_over_the_inputs():
     np.testing.assert_allclose(
         output_error(weight, codes * scale[:, None].astype(float), seen.gram), cost(weight, codes, scale, x)
     )
+
+
+def test_bias_correction_takes_back_the_mean_error_of_each_output():
+    import torch
+
+    from fewbit import sources
+    from fewbit.engine.load import load
+    from fewbit.graph.qdq import Scheme
+    from fewbit.graph.quantize import quantize
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(12, 40), torch.nn.ReLU(), torch.nn.Linear(40, 5))
+    x = np.random.default_rng(0).normal(1, 1, (3000, 12)).astype(np.float32)
+    want, model = net(torch.tensor(x)).detach().numpy(), sources.load(net).model
+    means = []
+    for text in ("rtn", "rtn+bias"):
+        got = load(quantize(model, {"observation": x}, Scheme("int3", "uint16", method=text))[0])(x)
+        means.append(np.abs((got - want).mean(axis=0)).max())
+    print(f"largest mean error {means[0]:.4f}, corrected {means[1]:.4f}")
+    assert means[1] < 0.35 * means[0]

@@ -194,6 +194,9 @@ def _quantize_weight(
     scale = clip.channel_scale(weight, fmt, statistics) if clipped and statistics else rtn.channel_scale(weight, fmt)
     scale = semantics.raised_scale(bias, scale_input, scale)
     found = solvers.solve(chosen.solver, weight, scale, fmt, statistics)
+    if chosen.bias and statistics is not None:
+        lost = weight - found * scale.astype(np.float64)[:, None]
+        bias = (bias + lost @ statistics.mean).astype(np.float32)
     codes = semantics.bias_codes(bias, scale_input, scale)
     stored = found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found  # ONNX packs two INT4 in a byte
     for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
