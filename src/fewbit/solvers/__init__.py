@@ -37,9 +37,8 @@ def method(text: str) -> Method:
     solver = [w for w in words if w in SOLVERS]
     rest = [w for w in words if w not in SCALINGS and w not in SOLVERS and w not in ("clip", "bias")]
     if rest or len(scaling) > 1 or len(solver) > 1:
-        raise FewbitError(
-            f"method {text} is unknown; join by + at most one of {', '.join(SCALINGS)}, clip, bias, and one of {', '.join(SOLVERS)}"
-        )
+        known = f"at most one of {', '.join(SCALINGS)}, clip, bias, and one of {', '.join(SOLVERS)}"
+        raise FewbitError(f"method {text} is unknown; join by + {known}")
     return Method((scaling or [""])[0], "clip" in words, (solver or ["rtn"])[0], "bias" in words)
 
 
