@@ -119,3 +119,11 @@ def test_a_budget_is_kept_and_spent_where_it_matters(zoo):
     assert len(set(formats.values())) > 1 and artifact.record["evidence"]["packed_bytes"] <= 55_000 + 4 * (256 + 256 + 6) + 320
     with pytest.raises(fewbit.FewbitError, match="even int4 weights take"):
         fewbit.quantize(path, env="HalfCheetah-v5", budget=1000, episodes=2)
+
+
+def test_half_precision_is_a_cast_and_no_search(zoo):
+    path = zoo / "ppo/CartPole-v1/CartPole-v1.zip"
+    artifact = fewbit.quantize(path, env="CartPole-v1", scheme=fewbit.Scheme("bfloat16", method="auto"), episodes=2)
+    assert artifact.record["recipe"]["method"] == "rtn" and "search" not in artifact.record
+    with pytest.raises(fewbit.FewbitError, match="nothing to solve"):
+        fewbit.quantize(path, env="CartPole-v1", scheme=fewbit.Scheme("float16", method="gptq"), episodes=2)

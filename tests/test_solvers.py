@@ -171,7 +171,7 @@ def test_methods_are_words_joined(text, want):
 
 @pytest.mark.parametrize("text", ["", "gptq+rtn", "smooth+awq", "magic", "gptq,awq"])
 def test_unknown_methods_are_refused(text):
-    with pytest.raises(FewbitError, match="join by"):
+    with pytest.raises(FewbitError, match="joined by"):
         solvers.method(text)
 
 

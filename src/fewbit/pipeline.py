@@ -56,6 +56,8 @@ def quantize(
     """
     scheme = scheme or qdq.Scheme()
     _check(scheme)
+    if scheme.weights in half.DTYPES:
+        scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     original = sources.load(source, normalizer, observation_shape)
