@@ -58,6 +58,9 @@ def test_environments_and_options(tmp_path):
     refused(
         "quantize", DEMO, "-o", tmp_path / "no" / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="does not exist"
     )
+    np.save(tmp_path / "x.npy", np.zeros((3, 17), np.float32))
+    refused(*go, "--observations", tmp_path / "x.npy", "--weights", "auto", folder=tmp_path, says="a search measures")
+    refused(*go, "--observations", tmp_path / "x.npy", "--method", "magic", folder=tmp_path, says="method magic is unknown")
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 

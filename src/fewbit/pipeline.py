@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from fewbit import ladder, solvers, sources
 from fewbit.artifact import Artifact
@@ -60,10 +61,13 @@ def quantize(
         scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
+    if scheme.weights == "auto" and env is None:
+        raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape)
     feeds = _calibration(original, env, observations, env_args, seed)
     if budget is not None:
-        scheme = replace(scheme, method=ladder.BEST if scheme.method == "auto" else scheme.method)
+        widest = "int8" if scheme.weights == "auto" else scheme.weights
+        scheme = replace(scheme, weights=widest, method=ladder.BEST if scheme.method == "auto" else scheme.method)
         scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
     if env is None:
         return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None)
@@ -76,17 +80,32 @@ def quantize(
         artifact = _artifact(original, feeds, scheme, recipe)
         return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress))
     elsewhere = Baseline(original.model, env, env_args, seed + SEARCH_SEED)
+
+    def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
+        return measure(model, baseline if reported else elsewhere, keep, episodes, True, progress, quick=not reported)
+
+    return _climb(original, feeds, scheme, recipe, cost)
+
+
+def _climb(
+    original: sources.Source,
+    feeds: dict[str, np.ndarray],
+    scheme: qdq.Scheme,
+    recipe: dict[str, Any] | None,
+    cost: Callable[[ir.Model, bool], dict[str, Any]],
+) -> Artifact:
+    """The artifact of the rung that the search ships; cost(model, reported) measures where one is chosen, or reported."""
     made: dict[qdq.Scheme, Artifact] = {}
 
-    def cost(chosen: qdq.Scheme, against: Baseline, quick: bool) -> dict[str, Any]:
-        made.setdefault(chosen, _artifact(original, feeds, chosen, recipe))
-        return measure(made[chosen].model, against, keep, episodes, True, progress, quick)
+    def measured(chosen: qdq.Scheme, reported: bool) -> dict[str, Any]:
+        if chosen not in made:
+            made[chosen] = _artifact(original, feeds, chosen, recipe)
+        return cost(made[chosen].model, reported)
 
     head = qdq.layers(original.model)[-1].gemm.name or ""
-    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: cost(s, elsewhere, True), lambda s: cost(s, baseline, False))
-    artifact = made[best.scheme]
-    artifact.record["search"] = [_rung(t) for t in tried]
-    return artifact.with_evidence(best.reported or best.chosen)
+    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: measured(s, False), lambda s: measured(s, True))
+    made[best.scheme].record["search"] = [_rung(t) for t in tried]
+    return made[best.scheme].with_evidence(best.reported or best.chosen)
 
 
 def diff(
@@ -176,19 +195,14 @@ def search(
     original = sources.load(source, normalizer, observation_shape)
     feeds = _calibration(original, None, observations, None, 0)
     floats = {seed: _scores(measure, load_policy(original.model, "onnxruntime"), seed) for seed in (0, 1)}
-    made: dict[qdq.Scheme, Artifact] = {}
 
-    def cost(chosen: qdq.Scheme, seed: int) -> dict[str, Any]:
-        made.setdefault(chosen, _artifact(original, feeds, chosen, None))
-        scores = _scores(measure, load_policy(made[chosen].model), seed)
-        found = judge(floats[seed], scores, np.full(2, float(floor)), keep)
+    def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
+        seed = 0 if reported else 1
+        found = judge(floats[seed], _scores(measure, load_policy(model), seed), np.full(2, float(floor)), keep)
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
-        return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(made[chosen].model))}
+        return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 
-    head = qdq.layers(original.model)[-1].gemm.name or ""
-    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: cost(s, 1), lambda s: cost(s, 0))
-    made[best.scheme].record["search"] = [_rung(t) for t in tried]
-    return made[best.scheme].with_evidence(best.reported or best.chosen)
+    return _climb(original, feeds, scheme, None, cost)
 
 
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
