@@ -1,0 +1,34 @@
+// The table of one instruction set, from its vectors: V for products (linear_loop.h), S for 16-bit codes (table_loop.h).
+#pragma once
+#include "flat_loop.h"
+#include "float_loop.h"
+#include "linear_loop.h"
+#include "table_loop.h"
+
+namespace fewbit {
+namespace {
+
+template <class V, class S>
+constexpr Kernels kernels_of(const char* name, Bytes bytes, bool signed_bytes = false) {
+  Kernels k{};
+  k.name = name;
+  k.bytes = bytes;
+  k.signed_bytes = signed_bytes;
+  if constexpr (V::HAS_BYTES) k.linear_bytes = linear<V, IntegerDot<V, false>>;
+  k.linear_words = linear<V, IntegerDot<V, true>>;
+  k.linear_floats = linear<V, FloatDot<V>>;
+  k.table = table<S>;
+  k.quantize = quantize_flat;
+  k.rescale = rescale_flat;
+  k.add = add_flat;
+  k.multiply = multiply_flat;
+  k.dequantize = dequantize_flat;
+  k.widen = widen_flat;
+  k.binary = binary_flat;
+  k.unary = unary_flat;
+  k.peak = peak<V>;
+  return k;
+}
+
+}  // namespace
+}  // namespace fewbit

@@ -1,0 +1,100 @@
+// 256-bit vectors of AVX2 and FMA, shared by the files that differ only in the 8-bit product.
+#pragma once
+#include <immintrin.h>
+
+#include "kernels_of.h"
+
+namespace fewbit {
+namespace {
+
+struct Vector256 {
+  static constexpr int LANES = 8, ROWS = 3, COLS = 4;
+  static constexpr bool HAS_BYTES = true;
+  using Codes = __m256i;
+  using Floats = __m256;
+
+  static Codes splat(uint32_t v) { return _mm256_set1_epi32((int)v); }
+  static Codes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Codes broadcast(const char* p) { return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p))); }
+  static Codes flip(Codes x, Codes f) { return _mm256_xor_si256(x, f); }
+  static Codes add(Codes a, Codes b) { return _mm256_add_epi32(a, b); }
+  static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_add_epi32(s, _mm256_madd_epi16(x, w)); }
+  template <class T>
+  static void keep(T&, Codes& x, Codes& w) { asm volatile("" : "+x"(x), "+x"(w)); }
+
+  // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
+  static Codes requantize(Codes s, const double* ratio, int zero) {
+    const __m256d magic = _mm256_set1_pd(MAGIC);
+    const __m256d low = _mm256_fmadd_pd(_mm256_cvtepi32_pd(_mm256_castsi256_si128(s)), _mm256_loadu_pd(ratio), magic);
+    const __m256d high = _mm256_fmadd_pd(_mm256_cvtepi32_pd(_mm256_extracti128_si256(s, 1)), _mm256_loadu_pd(ratio + 4), magic);
+    const __m256 both = _mm256_shuffle_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high), 0x88);
+    return _mm256_add_epi32(_mm256_permute4x64_epi64(_mm256_castps_si256(both), 0xD8), _mm256_set1_epi32(zero));
+  }
+  static void store(Codes c, Type type, char* y) {
+    const __m128i a = _mm256_castsi256_si128(c), b = _mm256_extracti128_si256(c, 1);
+    if (type == Type::u16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm_packus_epi32(a, b));
+    const __m128i words = _mm_packs_epi32(a, b);
+    if (type == Type::i16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), words);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(y), type == Type::u8 ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words));
+  }
+  static void leave(Codes s, const float* scale, float* y) {
+    _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(s), _mm256_loadu_ps(scale)));
+  }
+
+  static Floats as_floats(Codes c) { return _mm256_castsi256_ps(c); }
+  static Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+  static Floats add_floats(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats multiply_add(Floats s, Floats x, Floats w) { return _mm256_fmadd_ps(x, w, s); }
+  static void store_floats(Floats f, float* y) { _mm256_storeu_ps(y, f); }
+};
+
+struct Shorts256 {
+  static constexpr int SHORTS = 16;
+  using Codes = __m256i;
+
+  // A coefficient's two bytes come from two shuffles each: 16 entries a shuffle, and an index with bit 7 set gives 0.
+  struct Index { Codes low, high; };
+  struct Segments {
+    alignas(32) uint8_t plane[5][2][2][32];  // [power][byte][half of the segments][the same 16 bytes twice]
+    explicit Segments(const int16_t* c) {
+      for (int p = 0; p <= DEGREE; p++)
+        for (int i = 0; i < SEGMENTS; i++)
+          for (int twice = 0; twice < 32; twice += 16) {
+            plane[p][0][i / 16][twice + i % 16] = (uint8_t)c[p * SEGMENTS + i];
+            plane[p][1][i / 16][twice + i % 16] = (uint8_t)((uint16_t)c[p * SEGMENTS + i] >> 8);
+          }
+    }
+    template <int POWER>
+    Codes lookup(Index i) const {
+      const auto* t = reinterpret_cast<const __m256i*>(plane[POWER]);
+      const Codes l = _mm256_or_si256(_mm256_shuffle_epi8(t[0], i.low), _mm256_shuffle_epi8(t[1], i.high));
+      const Codes h = _mm256_or_si256(_mm256_shuffle_epi8(t[2], i.low), _mm256_shuffle_epi8(t[3], i.high));
+      return _mm256_or_si256(_mm256_and_si256(l, _mm256_set1_epi16(255)), _mm256_slli_epi16(h, 8));
+    }
+  };
+  static Codes load(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store(int16_t* p, Codes h) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h); }
+  static Codes offset(Codes x) { return _mm256_xor_si256(x, _mm256_set1_epi16(-32768)); }
+  static Codes place(Codes u) { return _mm256_xor_si256(_mm256_slli_epi16(u, 5), _mm256_set1_epi16(-32768)); }
+  static Index segment(Codes u) {
+    Codes i = _mm256_srli_epi16(u, 11);
+    i = _mm256_or_si256(i, _mm256_slli_epi16(i, 8));  // the same index for both bytes
+    return {_mm256_add_epi8(i, _mm256_set1_epi8(0x70)), _mm256_sub_epi8(i, _mm256_set1_epi8(16))};
+  }
+  static Codes mulhrs(Codes a, Codes b) { return _mm256_mulhrs_epi16(a, b); }
+  static Codes shift_right(Codes v, int by) { return _mm256_sra_epi16(v, _mm_cvtsi32_si128(by)); }
+  static Codes add(Codes a, Codes b) { return _mm256_add_epi16(a, b); }
+  static Codes add_saturating(Codes a, Codes b) { return _mm256_adds_epi16(a, b); }
+  static Codes rounding_shift(Codes h, int by) {
+    const Codes odd = _mm256_and_si256(_mm256_sra_epi16(h, _mm_cvtsi32_si128(by)), _mm256_set1_epi16(1));
+    const Codes half = _mm256_set1_epi16((short)((1 << (by - 1)) - 1));
+    return _mm256_sra_epi16(_mm256_adds_epi16(_mm256_adds_epi16(h, half), odd), _mm_cvtsi32_si128(by));
+  }
+  static void store_bytes(char* y, Codes v) {
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+  }
+};
+
+}  // namespace
+}  // namespace fewbit
