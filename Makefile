@@ -3,7 +3,7 @@ PY := .venv/bin/python
 
 .PHONY: setup demo test check
 setup: .venv/.done
-.venv/.done: pyproject.toml constraints.txt
+.venv/.done: pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	python3 -m venv .venv
 	$(PY) -m pip install -q -c constraints.txt torch==2.13.0
 	$(PY) -m pip install -q -c constraints.txt -e ".[dev]"

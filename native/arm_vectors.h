@@ -8,7 +8,7 @@ namespace fewbit {
 namespace {
 
 struct Vector128 {
-  static constexpr int LANES = 4, ROWS = 4, COLS = 4;
+  static constexpr int LANES = 4, ROWS = 4, COLS = 4, TOGETHER = 4;
   using Codes = int32x4_t;
   using Floats = float32x4_t;
 
@@ -25,8 +25,7 @@ struct Vector128 {
     const int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(w);
     return vaddq_s32(s, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
   }
-  template <class T>
-  static void keep(T&, Codes& x, Codes& w) { asm volatile("" : "+w"(x), "+w"(w)); }
+  static void keep(Codes& x, Codes& w) { asm volatile("" : "+w"(x), "+w"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
   static Codes requantize(Codes s, const double* ratio, int zero) {
@@ -43,6 +42,11 @@ struct Vector128 {
     const uint8x8_t bytes = type == Type::u8 ? vqmovun_s16(twice) : vreinterpret_u8_s8(vqmovn_s16(twice));
     const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
     __builtin_memcpy(y, &four, 4);
+  }
+  static void store_bytes(const Codes* c, Type type, char* y) {
+    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(c[0]), c[1]), high = vqmovn_high_s32(vqmovn_s32(c[2]), c[3]);
+    if (type == Type::u8) vst1q_u8(reinterpret_cast<uint8_t*>(y), vqmovun_high_s16(vqmovun_s16(low), high));
+    else vst1q_s8(reinterpret_cast<int8_t*>(y), vqmovn_high_s16(vqmovn_s16(low), high));
   }
   static void leave(Codes s, const float* scale, float* y) { vst1q_f32(y, vmulq_f32(vcvtq_f32_s32(s), vld1q_f32(scale))); }
 

@@ -36,6 +36,7 @@ struct Table {
   int guard;
   double ratio;
   int shift;  // 1..8 where S4 is a plain rounding shift to int8 with zero point 0; else 0, and ratio says
+  bool same;  // S4 changes nothing: int16 to int16, ratio 1
   int zero_point;
   Type type;
 };

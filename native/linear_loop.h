@@ -7,14 +7,14 @@
 // 3. Few rows leave too few sums to hide the product's latency: DEPTH sets of them run side by side and are added.
 // 4. The panel of weights is the outer loop and the rows the inner: a panel stays in the first cache.
 //
-// V brings LANES, ROWS, COLS, the vectors' types and: zero, load, broadcast, dot, add, finish.
+// V brings LANES, ROWS, COLS, TOGETHER (vectors whose bytes are stored at once; 0: none), the vectors' types and operations.
 #pragma once
 #include "kernels.h"
 
 namespace fewbit {
 namespace {  // unnamed: each instruction set keeps its own copy
 
-#define FEWBIT_UNROLL _Pragma("GCC unroll 16")
+#define FEWBIT_UNROLL _Pragma("GCC unroll 32")
 
 template <class V, class Dot, int ROWS, int COLS, int DEPTH>
 inline void tile(const Linear& l, int first, const char* x, char* y) {
@@ -33,23 +33,26 @@ inline void tile(const Linear& l, int first, const char* x, char* y) {
     }
   }
   const auto flip = V::splat(l.flip);
-  const auto step = [&](int k, int d) {
-    typename V::Codes loaded[COLS];
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) loaded[c] = V::load(w[c] + (ptrdiff_t)k * BLOCK * 4);
+  const auto step = [&](int k, int d) {  // the rows' codes wait in registers, the weights pass through one
+    typename V::Codes codes[ROWS];
     FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) {
-      const auto codes = Dot::flips ? V::flip(V::broadcast(x + r * l.x_stride + k * 4), flip) : V::broadcast(x + r * l.x_stride + k * 4);
-      FEWBIT_UNROLL for (int c = 0; c < COLS; c++) sum[d][r][c] = Dot::dot(sum[d][r][c], codes, loaded[c]);
+      codes[r] = V::broadcast(x + r * l.x_stride + k * 4);
+      if constexpr (Dot::flips) codes[r] = V::flip(codes[r], flip);
+    }
+    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) {
+      const auto loaded = V::load(w[c] + (ptrdiff_t)k * BLOCK * 4);
+      FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) sum[d][r][c] = Dot::dot(sum[d][r][c], codes[r], loaded);
     }
   };
   int k = 0;
   for (; k + DEPTH <= l.k; k += DEPTH)
     FEWBIT_UNROLL for (int d = 0; d < DEPTH; d++) step(k + d, d);
   for (; k < l.k; k++) step(k, 0);
-  FEWBIT_UNROLL for (int r = 0; r < ROWS; r++)
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) {
+  FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) {
+    FEWBIT_UNROLL for (int c = 0; c < COLS; c++)
       FEWBIT_UNROLL for (int d = 1; d < DEPTH; d++) sum[0][r][c] = Dot::add(sum[0][r][c], sum[d][r][c]);
-      Dot::finish(l, first + c * V::LANES, sum[0][r][c], y + r * l.y_stride);
-    }
+    Dot::template finish<COLS>(l, first, sum[0][r], y + r * l.y_stride);
+  }
 }
 
 template <class V, class Dot, int COLS>
@@ -62,18 +65,25 @@ inline void panel(const Linear& l, int first, const char* x, char* y, int rows) 
 }
 
 template <class V, class Dot>
-void linear(const Linear& l, const char* x, char* y, int rows) {
+inline void panels(const Linear& l, const char* x, char* y, int rows) {
   const int end = l.blocks * BLOCK;
   int first = 0;
   for (; first + V::COLS * V::LANES <= end; first += V::COLS * V::LANES) panel<V, Dot, V::COLS>(l, first, x, y, rows);
   for (; first < end; first += V::LANES) panel<V, Dot, 1>(l, first, x, y, rows);
 }
 
+// A layer whose codes have the product's own signedness needs no register for the flip.
+template <class V, template <class, bool> class Dot>
+void linear(const Linear& l, const char* x, char* y, int rows) {
+  if (l.flip) panels<V, Dot<V, true>>(l, x, y, rows);
+  else panels<V, Dot<V, false>>(l, x, y, rows);
+}
+
 // What is multiplied: four 8-bit codes, two 16-bit codes, or one float.
-template <class V, bool WORDS>
+template <class V, bool WORDS, bool FLIPS>
 struct IntegerDot {
   using Sum = typename V::Codes;
-  static constexpr bool flips = true;
+  static constexpr bool flips = FLIPS;
   static Sum load_sum(const void* bias, int o) { return V::load(static_cast<const int32_t*>(bias) + o); }
   static Sum zero() { return V::splat(0); }
   static Sum add(Sum a, Sum b) { return V::add(a, b); }
@@ -81,9 +91,17 @@ struct IntegerDot {
     if constexpr (WORDS) return V::dot2(s, x, w);
     else return V::dot4(s, x, w);
   }
-  static void finish(const Linear& l, int o, Sum s, char* y) {
-    if (l.exit_scale) V::leave(s, l.exit_scale + o, reinterpret_cast<float*>(y) + o);
-    else V::store(V::requantize(s, l.ratio + o, l.zero_point), l.type, y + (ptrdiff_t)o * size_of(l.type));
+  template <int COLS>
+  static void finish(const Linear& l, int o, Sum* s, char* y) {
+    if (l.exit_scale) {
+      FEWBIT_UNROLL for (int c = 0; c < COLS; c++, o += V::LANES) V::leave(s[c], l.exit_scale + o, reinterpret_cast<float*>(y) + o);
+      return;
+    }
+    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) s[c] = V::requantize(s[c], l.ratio + o + c * V::LANES, l.zero_point);
+    y += (ptrdiff_t)o * size_of(l.type);
+    if constexpr (COLS == V::TOGETHER)
+      if (size_of(l.type) == 1) return V::store_bytes(s, l.type, y);
+    FEWBIT_UNROLL for (int c = 0; c < COLS; c++, y += V::LANES * size_of(l.type)) V::store(s[c], l.type, y);
   }
 };
 
@@ -95,19 +113,27 @@ struct FloatDot {
   static Sum zero() { return V::as_floats(V::splat(0)); }
   static Sum add(Sum a, Sum b) { return V::add_floats(a, b); }
   static Sum dot(Sum s, typename V::Codes x, typename V::Codes w) { return V::multiply_add(s, V::as_floats(x), V::as_floats(w)); }
-  static void finish(const Linear&, int o, Sum s, char* y) { V::store_floats(s, reinterpret_cast<float*>(y) + o); }
+  template <int COLS>
+  static void finish(const Linear&, int o, Sum* s, char* y) {
+    FEWBIT_UNROLL for (int c = 0; c < COLS; c++, o += V::LANES) V::store_floats(s[c], reinterpret_cast<float*>(y) + o);
+  }
 };
+
+template <class V, bool FLIPS> using ByteDot = IntegerDot<V, false, FLIPS>;
+template <class V, bool FLIPS> using WordDot = IntegerDot<V, true, FLIPS>;
 
 template <class V>
 double peak(long rounds) {
-  constexpr int N = V::ROWS * V::COLS;
+  constexpr int N = 12;  // enough sums to hide a product's latency on two units
   typename V::Codes sum[N], x = V::splat(0x01020304), w = V::splat(0x02010301);
   for (auto& s : sum) s = V::splat(0);
   for (long i = 0; i < rounds; i++) {
     FEWBIT_UNROLL for (int k = 0; k < N; k++) sum[k] = V::best_dot(sum[k], x, w);
-    V::keep(sum, x, w);
+    V::keep(x, w);
   }
-  asm volatile("" : : "r"(sum) : "memory");
+  typename V::Codes total = sum[0];
+  FEWBIT_UNROLL for (int k = 1; k < N; k++) total = V::add(total, sum[k]);
+  V::keep(total, w);
   return (double)rounds * N * V::LANES * V::BEST;
 }
 

@@ -8,7 +8,7 @@ namespace fewbit {
 namespace {
 
 struct Vector {
-  static constexpr int LANES = 16, ROWS = 4, COLS = 1, BEST = 4;
+  static constexpr int LANES = 16, ROWS = 4, COLS = 1, BEST = 4, TOGETHER = 0;
   static constexpr bool HAS_BYTES = true;
   struct Codes { int32_t v[16]; };
   struct Floats { float v[16]; };
@@ -53,8 +53,7 @@ struct Vector {
     });
   }
   static Codes best_dot(const Codes& s, const Codes& x, const Codes& w) { return dot4(s, x, w); }
-  template <class T>
-  static void keep(T& sum, Codes& x, Codes& w) { asm volatile("" : "+m"(sum), "+m"(x), "+m"(w)); }
+  static void keep(Codes& x, Codes& w) { asm volatile("" : "+m"(x), "+m"(w)); }
 
   static Codes requantize(const Codes& s, const double* ratio, int zero) {
     return each([&](int i) { return (int32_t)((s.v[i] * ratio[i] + MAGIC) - MAGIC) + zero; });
@@ -97,6 +96,7 @@ struct Vector {
 
 struct Shorts {
   static constexpr int SHORTS = 1;
+  using Codes = int;
   struct Segments {
     const int16_t* c;
     explicit Segments(const int16_t* table) : c(table) {}

@@ -22,8 +22,8 @@ struct Bad : std::runtime_error {
 };
 
 struct Register {
-  Type type;
-  int count, inner, stride;
+  Type type = Type::f32;
+  int count = 1, inner = 1, stride = 0;
   bool constant = false;
   ptrdiff_t offset = 0;        // bytes before it in the arena, for one row
   std::vector<char> held;      // a constant's content

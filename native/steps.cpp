@@ -70,6 +70,7 @@ Step make_table(Arguments& a, Program& p) {
   int exponent;
   if (std::frexp(t.ratio, &exponent) == 0.5 && exponent <= 0 && exponent >= -7 && t.type == Type::i8 && !t.zero_point)
     t.shift = 1 - exponent;  // ratio = 2^(exponent - 1)
+  t.same = t.ratio == 1 && t.type == Type::i16 && !t.zero_point;
   const Place from = p.place(x), to = p.place(y);
   const ptrdiff_t n = p.reg(x).elements();
   if (segments == 32 && degree == 4) {

@@ -7,7 +7,7 @@ namespace fewbit {
 namespace {
 
 struct Vector {
-  static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4;
+  static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4, TOGETHER = 4;
   static constexpr bool HAS_BYTES = true;
   using Codes = __m512i;
   using Floats = __m512;
@@ -24,8 +24,7 @@ struct Vector {
   static Codes dot4(Codes s, Codes x, Codes w) { return _mm512_dpbusd_epi32(s, x, w); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm512_dpwssd_epi32(s, x, w); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }
-  template <class T>
-  static void keep(T&, Codes& x, Codes& w) { asm volatile("" : "+v"(x), "+v"(w)); }
+  static void keep(Codes& x, Codes& w) { asm volatile("" : "+v"(x), "+v"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
   static Codes requantize(Codes s, const double* ratio, int zero) {
@@ -45,6 +44,13 @@ struct Vector {
       default: return _mm256_storeu_si256(words, _mm512_cvtsepi32_epi16(c));
     }
   }
+  // Packing works inside the four 128-bit quarters: the last shuffle puts them in order.
+  static void store_bytes(const Codes* c, Type type, char* y) {
+    const Codes low = _mm512_packs_epi32(c[0], c[1]), high = _mm512_packs_epi32(c[2], c[3]);
+    const Codes bytes = type == Type::u8 ? _mm512_packus_epi16(low, high) : _mm512_packs_epi16(low, high);
+    const Codes order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, bytes));
+  }
   static void leave(Codes s, const float* scale, float* y) {
     _mm512_storeu_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(s), _mm512_loadu_ps(scale)));
   }
@@ -56,19 +62,21 @@ struct Vector {
   static void store_floats(Floats f, float* y) { _mm512_storeu_ps(y, f); }
 };
 
-struct Shorts {
-  static constexpr int SHORTS = 16;  // half a register: a row is a multiple of 16
+struct Segments {
+  __m512i c[5];  // the 32 segments of a power are one register
+  explicit Segments(const int16_t* table) {
+    for (int p = 0; p <= DEGREE; p++) c[p] = _mm512_loadu_si512(table + p * SEGMENTS);
+  }
+  template <int POWER>
+  __m512i lookup(__m512i i) const { return _mm512_permutexvar_epi16(i, c[POWER]); }
+  template <int POWER>
+  __m256i lookup(__m256i i) const { return _mm512_castsi512_si256(lookup<POWER>(_mm512_castsi256_si512(i))); }
+};
+
+struct Half {
+  static constexpr int SHORTS = 16;
   using Codes = __m256i;
-  struct Segments {
-    __m512i c[5];  // the 32 segments of a power are one register
-    explicit Segments(const int16_t* table) {
-      for (int p = 0; p <= DEGREE; p++) c[p] = _mm512_loadu_si512(table + p * SEGMENTS);
-    }
-    template <int POWER>
-    Codes lookup(Codes i) const {
-      return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(i), c[POWER]));
-    }
-  };
+  using Segments = fewbit::Segments;
   static Codes load(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static void store(int16_t* p, Codes h) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h); }
   static Codes offset(Codes x) { return _mm256_xor_si256(x, _mm256_set1_epi16(-32768)); }
@@ -84,6 +92,28 @@ struct Shorts {
     return _mm256_sra_epi16(_mm256_adds_epi16(_mm256_adds_epi16(h, half), odd), _mm_cvtsi32_si128(by));
   }
   static void store_bytes(char* y, Codes v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_cvtsepi16_epi8(v)); }
+};
+
+struct Shorts {
+  static constexpr int SHORTS = 32;
+  using Rest = Half;
+  using Codes = __m512i;
+  using Segments = fewbit::Segments;
+  static Codes load(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static void store(int16_t* p, Codes h) { _mm512_storeu_si512(p, h); }
+  static Codes offset(Codes x) { return _mm512_xor_si512(x, _mm512_set1_epi16(-32768)); }
+  static Codes place(Codes u) { return _mm512_xor_si512(_mm512_slli_epi16(u, 5), _mm512_set1_epi16(-32768)); }
+  static Codes segment(Codes u) { return _mm512_srli_epi16(u, 11); }
+  static Codes mulhrs(Codes a, Codes b) { return _mm512_mulhrs_epi16(a, b); }
+  static Codes shift_right(Codes v, int by) { return _mm512_sra_epi16(v, _mm_cvtsi32_si128(by)); }
+  static Codes add(Codes a, Codes b) { return _mm512_add_epi16(a, b); }
+  static Codes add_saturating(Codes a, Codes b) { return _mm512_adds_epi16(a, b); }
+  static Codes rounding_shift(Codes h, int by) {
+    const Codes odd = _mm512_and_si512(_mm512_sra_epi16(h, _mm_cvtsi32_si128(by)), _mm512_set1_epi16(1));
+    const Codes half = _mm512_set1_epi16((short)((1 << (by - 1)) - 1));
+    return _mm512_sra_epi16(_mm512_adds_epi16(_mm512_adds_epi16(h, half), odd), _mm_cvtsi32_si128(by));
+  }
+  static void store_bytes(char* y, Codes v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtsepi16_epi8(v)); }
 };
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace fewbit {
 namespace {
 
 struct Vector256 {
-  static constexpr int LANES = 8, ROWS = 3, COLS = 4;
+  static constexpr int LANES = 8, ROWS = 3, COLS = 4, TOGETHER = 4;
   static constexpr bool HAS_BYTES = true;
   using Codes = __m256i;
   using Floats = __m256;
@@ -19,8 +19,7 @@ struct Vector256 {
   static Codes flip(Codes x, Codes f) { return _mm256_xor_si256(x, f); }
   static Codes add(Codes a, Codes b) { return _mm256_add_epi32(a, b); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_add_epi32(s, _mm256_madd_epi16(x, w)); }
-  template <class T>
-  static void keep(T&, Codes& x, Codes& w) { asm volatile("" : "+x"(x), "+x"(w)); }
+  static void keep(Codes& x, Codes& w) { asm volatile("" : "+x"(x), "+x"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
   static Codes requantize(Codes s, const double* ratio, int zero) {
@@ -36,6 +35,13 @@ struct Vector256 {
     const __m128i words = _mm_packs_epi32(a, b);
     if (type == Type::i16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), words);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(y), type == Type::u8 ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words));
+  }
+  // Packing works inside the two 128-bit halves: the last shuffle puts them in order.
+  static void store_bytes(const Codes* c, Type type, char* y) {
+    const Codes low = _mm256_packs_epi32(c[0], c[1]), high = _mm256_packs_epi32(c[2], c[3]);
+    const Codes bytes = type == Type::u8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
+    const Codes order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm256_permutevar8x32_epi32(bytes, order));
   }
   static void leave(Codes s, const float* scale, float* y) {
     _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(s), _mm256_loadu_ps(scale)));
