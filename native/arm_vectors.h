@@ -25,6 +25,8 @@ struct Vector128 {
     const int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(w);
     return vaddq_s32(s, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
   }
+  template <class T>
+  static void own(T& v) { asm("" : "+w"(v)); }
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+w"(x), "+w"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
@@ -43,8 +45,8 @@ struct Vector128 {
     const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
     __builtin_memcpy(y, &four, 4);
   }
-  static void store_bytes(const Codes* c, Type type, char* y) {
-    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(c[0]), c[1]), high = vqmovn_high_s32(vqmovn_s32(c[2]), c[3]);
+  static void store_bytes(Codes a, Codes b, Codes c, Codes d, Type type, char* y) {
+    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(a), b), high = vqmovn_high_s32(vqmovn_s32(c), d);
     if (type == Type::u8) vst1q_u8(reinterpret_cast<uint8_t*>(y), vqmovun_high_s16(vqmovun_s16(low), high));
     else vst1q_s8(reinterpret_cast<int8_t*>(y), vqmovn_high_s16(vqmovn_s16(low), high));
   }
@@ -64,16 +66,12 @@ struct Shorts128 {
   // A coefficient's two bytes come from a shuffle each over 32 entries.
   struct Segments {
     uint8x16x2_t low[5], high[5];
-    explicit Segments(const int16_t* c) {
-      for (int p = 0; p <= DEGREE; p++)
-        for (int half = 0; half < 2; half++) {
-          uint8_t l[16], h[16];
-          for (int i = 0; i < 16; i++) {
-            const auto v = (uint16_t)c[p * SEGMENTS + half * 16 + i];
-            l[i] = (uint8_t)v, h[i] = (uint8_t)(v >> 8);
-          }
-          low[p].val[half] = vld1q_u8(l), high[p].val[half] = vld1q_u8(h);
-        }
+    explicit Segments(const Table& t) {
+      for (int p = 0; p <= DEGREE; p++) {
+        const uint8_t* from = t.planes + p * 2 * SEGMENTS;
+        low[p] = {vld1q_u8(from), vld1q_u8(from + 16)};
+        high[p] = {vld1q_u8(from + 32), vld1q_u8(from + 48)};
+      }
     }
     template <int POWER>
     Codes lookup(uint8x8_t i) const {

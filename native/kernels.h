@@ -32,7 +32,8 @@ struct Linear {
 
 // S6: 32 segments of degree 4, then S4 to y.
 struct Table {
-  const int16_t* c;  // [5][32]
+  const int16_t* c;       // [5][32]
+  const uint8_t* planes;  // the same as [5][low byte, high byte][32], for byte shuffles
   int guard;
   double ratio;
   int shift;  // 1..8 where S4 is a plain rounding shift to int8 with zero point 0; else 0, and ratio says

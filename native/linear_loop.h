@@ -9,50 +9,70 @@
 //
 // V brings LANES, ROWS, COLS, TOGETHER (vectors whose bytes are stored at once; 0: none), the vectors' types and operations.
 #pragma once
+#include <utility>
+
 #include "kernels.h"
 
 namespace fewbit {
 namespace {  // unnamed: each instruction set keeps its own copy
 
-#define FEWBIT_UNROLL _Pragma("GCC unroll 32")
+#define FEWBIT_INLINE __attribute__((always_inline))
+
+// f(0) … f(N - 1), written out: an array indexed by constants from the start is kept in registers.
+template <int N, class F>
+FEWBIT_INLINE inline void each(F f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) FEWBIT_INLINE { (f(std::integral_constant<int, I>{}), ...); }
+  (std::make_integer_sequence<int, N>{});
+}
+
+// Apart from the loop: its many cases would take the loop's registers.
+template <class Dot, int COLS>
+__attribute__((noinline)) void finish_rows(const Linear& l, int first, const typename Dot::Sum (*sums)[COLS], int rows, char* y) {
+  for (int r = 0; r < rows; r++, y += l.y_stride) {
+    typename Dot::Sum row[COLS];
+    each<COLS>([&](auto c) FEWBIT_INLINE { row[c] = sums[r][c]; });
+    Dot::template finish<COLS>(l, first, row, y);
+  }
+}
 
 template <class V, class Dot, int ROWS, int COLS, int DEPTH>
 inline void tile(const Linear& l, int first, const char* x, char* y) {
   using Sum = typename Dot::Sum;
-  const auto weight = [&](int v) {  // of vector v of this panel
-    const int o = first + v * V::LANES;
-    return static_cast<const char*>(l.weight) + ((ptrdiff_t)(o / BLOCK) * l.k * BLOCK + o % BLOCK) * 4;
-  };
   const char* w[COLS];
   Sum sum[DEPTH][ROWS][COLS];
-  FEWBIT_UNROLL for (int c = 0; c < COLS; c++) {
-    w[c] = weight(c);
-    FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) {
-      sum[0][r][c] = Dot::load_sum(l.bias, first + c * V::LANES);
-      FEWBIT_UNROLL for (int d = 1; d < DEPTH; d++) sum[d][r][c] = Dot::zero();
-    }
-  }
+  each<COLS>([&](auto c) FEWBIT_INLINE {
+    const int o = first + c * V::LANES;
+    w[c] = static_cast<const char*>(l.weight) + ((ptrdiff_t)(o / BLOCK) * l.k * BLOCK + o % BLOCK) * 4;
+    each<ROWS>([&](auto r) FEWBIT_INLINE {
+      sum[0][r][c] = Dot::load_sum(l.bias, o);
+      V::own(sum[0][r][c]);  // a register for each row, or GCC 12 shares one and copies
+      each<DEPTH - 1>([&](auto d) FEWBIT_INLINE { sum[d + 1][r][c] = Dot::zero(); });
+    });
+  });
   const auto flip = V::splat(l.flip);
-  const auto step = [&](int k, int d) {  // the rows' codes wait in registers, the weights pass through one
+  const auto step = [&](int k, auto d) FEWBIT_INLINE {  // the rows' codes wait in registers, the weights pass through one
     typename V::Codes codes[ROWS];
-    FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) {
+    each<ROWS>([&](auto r) FEWBIT_INLINE {
       codes[r] = V::broadcast(x + r * l.x_stride + k * 4);
       if constexpr (Dot::flips) codes[r] = V::flip(codes[r], flip);
-    }
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) {
-      const auto loaded = V::load(w[c] + (ptrdiff_t)k * BLOCK * 4);
-      FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) sum[d][r][c] = Dot::dot(sum[d][r][c], codes[r], loaded);
-    }
+    });
+    each<COLS>([&](auto c) FEWBIT_INLINE {
+      const auto loaded = V::load(w[c] + (ptrdiff_t)k * (BLOCK * 4));
+      each<ROWS>([&](auto r) FEWBIT_INLINE { sum[d][r][c] = Dot::dot(sum[d][r][c], codes[r], loaded); });
+    });
   };
   int k = 0;
-  for (; k + DEPTH <= l.k; k += DEPTH)
-    FEWBIT_UNROLL for (int d = 0; d < DEPTH; d++) step(k + d, d);
-  for (; k < l.k; k++) step(k, 0);
-  FEWBIT_UNROLL for (int r = 0; r < ROWS; r++) {
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++)
-      FEWBIT_UNROLL for (int d = 1; d < DEPTH; d++) sum[0][r][c] = Dot::add(sum[0][r][c], sum[d][r][c]);
-    Dot::template finish<COLS>(l, first, sum[0][r], y + r * l.y_stride);
-  }
+  for (; k + DEPTH <= l.k; k += DEPTH) each<DEPTH>([&](auto d) FEWBIT_INLINE { step(k + d, d); });
+  if constexpr (DEPTH > 1)
+    for (; k < l.k; k++) step(k, std::integral_constant<int, 0>{});
+  alignas(64) Sum done[ROWS][COLS];
+  each<ROWS>([&](auto r) FEWBIT_INLINE {
+    each<COLS>([&](auto c) FEWBIT_INLINE {
+      done[r][c] = sum[0][r][c];
+      each<DEPTH - 1>([&](auto d) FEWBIT_INLINE { done[r][c] = Dot::add(done[r][c], sum[d + 1][r][c]); });
+    });
+  });
+  finish_rows<Dot, COLS>(l, first, &done[0], ROWS, y);
 }
 
 template <class V, class Dot, int COLS>
@@ -92,16 +112,19 @@ struct IntegerDot {
     else return V::dot4(s, x, w);
   }
   template <int COLS>
-  static void finish(const Linear& l, int o, Sum* s, char* y) {
+  FEWBIT_INLINE static void finish(const Linear& l, int o, Sum (&s)[COLS], char* y) {
     if (l.exit_scale) {
-      FEWBIT_UNROLL for (int c = 0; c < COLS; c++, o += V::LANES) V::leave(s[c], l.exit_scale + o, reinterpret_cast<float*>(y) + o);
+      each<COLS>([&](auto c) FEWBIT_INLINE {
+        const int at = o + c * V::LANES;
+        V::leave(s[c], l.exit_scale + at, reinterpret_cast<float*>(y) + at);
+      });
       return;
     }
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++) s[c] = V::requantize(s[c], l.ratio + o + c * V::LANES, l.zero_point);
+    each<COLS>([&](auto c) FEWBIT_INLINE { s[c] = V::requantize(s[c], l.ratio + o + c * V::LANES, l.zero_point); });
     y += (ptrdiff_t)o * size_of(l.type);
     if constexpr (COLS == V::TOGETHER)
-      if (size_of(l.type) == 1) return V::store_bytes(s, l.type, y);
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++, y += V::LANES * size_of(l.type)) V::store(s[c], l.type, y);
+      if (size_of(l.type) == 1) return V::store_bytes(s[0], s[1], s[2], s[3], l.type, y);
+    each<COLS>([&](auto c) FEWBIT_INLINE { V::store(s[c], l.type, y + c * V::LANES * size_of(l.type)); });
   }
 };
 
@@ -114,8 +137,8 @@ struct FloatDot {
   static Sum add(Sum a, Sum b) { return V::add_floats(a, b); }
   static Sum dot(Sum s, typename V::Codes x, typename V::Codes w) { return V::multiply_add(s, V::as_floats(x), V::as_floats(w)); }
   template <int COLS>
-  static void finish(const Linear&, int o, Sum* s, char* y) {
-    FEWBIT_UNROLL for (int c = 0; c < COLS; c++, o += V::LANES) V::store_floats(s[c], reinterpret_cast<float*>(y) + o);
+  FEWBIT_INLINE static void finish(const Linear&, int o, Sum (&s)[COLS], char* y) {
+    each<COLS>([&](auto c) FEWBIT_INLINE { V::store_floats(s[c], reinterpret_cast<float*>(y) + o + c * V::LANES); });
   }
 };
 
@@ -126,13 +149,18 @@ template <class V>
 double peak(long rounds) {
   constexpr int N = 12;  // enough sums to hide a product's latency on two units
   typename V::Codes sum[N], x = V::splat(0x01020304), w = V::splat(0x02010301);
-  for (auto& s : sum) s = V::splat(0);
+  each<N>([&](auto k) FEWBIT_INLINE {
+    sum[k] = V::splat(0);
+    V::own(sum[k]);  // or the compiler sees that all sums are one
+  });
   for (long i = 0; i < rounds; i++) {
-    FEWBIT_UNROLL for (int k = 0; k < N; k++) sum[k] = V::best_dot(sum[k], x, w);
+    each<N>([&](auto k) FEWBIT_INLINE {
+      sum[k] = V::best_dot(sum[k], x, w);
+    });
     V::keep(x, w);
   }
   typename V::Codes total = sum[0];
-  FEWBIT_UNROLL for (int k = 1; k < N; k++) total = V::add(total, sum[k]);
+  each<N - 1>([&](auto k) FEWBIT_INLINE { total = V::add(total, sum[k + 1]); });
   V::keep(total, w);
   return (double)rounds * N * V::LANES * V::BEST;
 }

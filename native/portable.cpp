@@ -53,6 +53,8 @@ struct Vector {
     });
   }
   static Codes best_dot(const Codes& s, const Codes& x, const Codes& w) { return dot4(s, x, w); }
+  template <class T>
+  static void own(T&) {}
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+m"(x), "+m"(w)); }
 
   static Codes requantize(const Codes& s, const double* ratio, int zero) {
@@ -99,7 +101,7 @@ struct Shorts {
   using Codes = int;
   struct Segments {
     const int16_t* c;
-    explicit Segments(const int16_t* table) : c(table) {}
+    explicit Segments(const Table& t) : c(t.c) {}
     template <int POWER>
     int lookup(int i) const { return c[POWER * SEGMENTS + i]; }
   };

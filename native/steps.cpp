@@ -74,8 +74,13 @@ Step make_table(Arguments& a, Program& p) {
   const Place from = p.place(x), to = p.place(y);
   const ptrdiff_t n = p.reg(x).elements();
   if (segments == 32 && degree == 4) {
+    const auto planes = std::make_shared<std::vector<uint8_t>>();
+    for (int k = 0; k <= degree; k++)
+      for (int byte = 0; byte < 2; byte++)
+        for (int i = 0; i < segments; i++) planes->push_back((uint8_t)((uint16_t)(*c)[(size_t)(k * segments + i)] >> (8 * byte)));
+    t.planes = planes->data();
     const auto run = p.kernels.table;
-    return [=](const Frame& f) { (void)c; run(t, reinterpret_cast<const int16_t*>(from.at(f)), to.at(f), f.rows * n); };
+    return [=](const Frame& f) { (void)c, (void)planes; run(t, reinterpret_cast<const int16_t*>(from.at(f)), to.at(f), f.rows * n); };
   }
   int bits = 0;
   while (1 << bits < segments) bits++;

@@ -24,7 +24,7 @@ inline typename V::Codes polynomial(const typename V::Segments& segments, int gu
 
 template <class V>
 void table(const Table& t, const int16_t* x, char* y, ptrdiff_t n) {
-  const typename V::Segments segments(t.c);
+  const typename V::Segments segments(t);
   const auto each = [&](auto vectors, ptrdiff_t j, ptrdiff_t end, auto write) {
     using W = decltype(vectors);
     for (; j + W::SHORTS <= end; j += W::SHORTS) write(vectors, j, polynomial<W>(segments, t.guard, W::load(x + j)));

@@ -24,6 +24,8 @@ struct Vector {
   static Codes dot4(Codes s, Codes x, Codes w) { return _mm512_dpbusd_epi32(s, x, w); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm512_dpwssd_epi32(s, x, w); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }
+  template <class T>
+  static void own(T& v) { asm("" : "+v"(v)); }
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+v"(x), "+v"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
@@ -45,8 +47,8 @@ struct Vector {
     }
   }
   // Packing works inside the four 128-bit quarters: the last shuffle puts them in order.
-  static void store_bytes(const Codes* c, Type type, char* y) {
-    const Codes low = _mm512_packs_epi32(c[0], c[1]), high = _mm512_packs_epi32(c[2], c[3]);
+  static void store_bytes(Codes a, Codes b, Codes c, Codes d, Type type, char* y) {
+    const Codes low = _mm512_packs_epi32(a, b), high = _mm512_packs_epi32(c, d);
     const Codes bytes = type == Type::u8 ? _mm512_packus_epi16(low, high) : _mm512_packs_epi16(low, high);
     const Codes order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, bytes));
@@ -64,8 +66,8 @@ struct Vector {
 
 struct Segments {
   __m512i c[5];  // the 32 segments of a power are one register
-  explicit Segments(const int16_t* table) {
-    for (int p = 0; p <= DEGREE; p++) c[p] = _mm512_loadu_si512(table + p * SEGMENTS);
+  explicit Segments(const Table& t) {
+    for (int p = 0; p <= DEGREE; p++) c[p] = _mm512_loadu_si512(t.c + p * SEGMENTS);
   }
   template <int POWER>
   __m512i lookup(__m512i i) const { return _mm512_permutexvar_epi16(i, c[POWER]); }

@@ -5,7 +5,7 @@ namespace fewbit {
 namespace {
 
 struct Vector : Vector256 {
-  static constexpr int BEST = 4;
+  static constexpr int ROWS = 3, BEST = 4;
   static Codes dot4(Codes s, Codes x, Codes w) { return _mm256_dpbusd_avx_epi32(s, x, w); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_dpwssd_avx_epi32(s, x, w); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }

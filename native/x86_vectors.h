@@ -8,7 +8,7 @@ namespace fewbit {
 namespace {
 
 struct Vector256 {
-  static constexpr int LANES = 8, ROWS = 3, COLS = 4, TOGETHER = 4;
+  static constexpr int LANES = 8, COLS = 4, TOGETHER = 4;
   static constexpr bool HAS_BYTES = true;
   using Codes = __m256i;
   using Floats = __m256;
@@ -19,6 +19,8 @@ struct Vector256 {
   static Codes flip(Codes x, Codes f) { return _mm256_xor_si256(x, f); }
   static Codes add(Codes a, Codes b) { return _mm256_add_epi32(a, b); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_add_epi32(s, _mm256_madd_epi16(x, w)); }
+  template <class T>
+  static void own(T& v) { asm("" : "+x"(v)); }
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+x"(x), "+x"(w)); }
 
   // |acc * ratio| < 2^31 (proven when packed): the sum with 1.5 * 2^52 has the rounded result in its low 32 bits.
@@ -37,8 +39,8 @@ struct Vector256 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(y), type == Type::u8 ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words));
   }
   // Packing works inside the two 128-bit halves: the last shuffle puts them in order.
-  static void store_bytes(const Codes* c, Type type, char* y) {
-    const Codes low = _mm256_packs_epi32(c[0], c[1]), high = _mm256_packs_epi32(c[2], c[3]);
+  static void store_bytes(Codes a, Codes b, Codes c, Codes d, Type type, char* y) {
+    const Codes low = _mm256_packs_epi32(a, b), high = _mm256_packs_epi32(c, d);
     const Codes bytes = type == Type::u8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
     const Codes order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm256_permutevar8x32_epi32(bytes, order));
@@ -61,20 +63,14 @@ struct Shorts256 {
   // A coefficient's two bytes come from two shuffles each: 16 entries a shuffle, and an index with bit 7 set gives 0.
   struct Index { Codes low, high; };
   struct Segments {
-    alignas(32) uint8_t plane[5][2][2][32];  // [power][byte][half of the segments][the same 16 bytes twice]
-    explicit Segments(const int16_t* c) {
-      for (int p = 0; p <= DEGREE; p++)
-        for (int i = 0; i < SEGMENTS; i++)
-          for (int twice = 0; twice < 32; twice += 16) {
-            plane[p][0][i / 16][twice + i % 16] = (uint8_t)c[p * SEGMENTS + i];
-            plane[p][1][i / 16][twice + i % 16] = (uint8_t)((uint16_t)c[p * SEGMENTS + i] >> 8);
-          }
-    }
+    const uint8_t* planes;
+    explicit Segments(const Table& t) : planes(t.planes) {}
+    static Codes twice(const uint8_t* p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
     template <int POWER>
     Codes lookup(Index i) const {
-      const auto* t = reinterpret_cast<const __m256i*>(plane[POWER]);
-      const Codes l = _mm256_or_si256(_mm256_shuffle_epi8(t[0], i.low), _mm256_shuffle_epi8(t[1], i.high));
-      const Codes h = _mm256_or_si256(_mm256_shuffle_epi8(t[2], i.low), _mm256_shuffle_epi8(t[3], i.high));
+      const uint8_t* t = planes + POWER * 2 * SEGMENTS;
+      const Codes l = _mm256_or_si256(_mm256_shuffle_epi8(twice(t), i.low), _mm256_shuffle_epi8(twice(t + 16), i.high));
+      const Codes h = _mm256_or_si256(_mm256_shuffle_epi8(twice(t + 32), i.low), _mm256_shuffle_epi8(twice(t + 48), i.high));
       return _mm256_or_si256(_mm256_and_si256(l, _mm256_set1_epi16(255)), _mm256_slli_epi16(h, 8));
     }
   };
