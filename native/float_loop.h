@@ -42,11 +42,12 @@ inline float exp_minus_one(float x) {
 }
 
 inline float exponential(float x) {
-  const float bounded = clamped(x, -87.0f, 88.0f);
+  const float bounded = clamped(x, -87.0f, 89.0f);
   const float k = (bounded * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float r = (bounded - k * 0.693359375f) - k * -2.12194440e-4f;
-  const float y = power_of_two((int32_t)k) * (exp_minus_one_reduced(r) + 1.0f);
-  return x > 88.0f ? y * 3.4e38f : x < -87.0f ? 0.0f : y;
+  const int32_t half = (int32_t)k / 2;  // 2^128 is no float: in two steps, the second may overflow to infinity
+  const float y = (exp_minus_one_reduced(r) + 1.0f) * power_of_two(half) * power_of_two((int32_t)k - half);
+  return x != x ? x : x < -87.0f ? 0.0f : y;
 }
 
 inline float tangent(float x) {  // tanh x = (e^2x - 1) / (e^2x + 1)

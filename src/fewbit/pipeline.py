@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fewbit import ladder, solvers, sources
 from fewbit.artifact import Artifact
 from fewbit.diff import Row
-from fewbit.engine.load import Policy
+from fewbit.engine.load import Policy, quickest
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.lower import lower
 from fewbit.engine.program import packed_bytes
@@ -167,7 +167,7 @@ def fit_budget(
         errors[name] = {}
         for fmt in MIXED:
             alone = replace(scheme, weights="int16", activations="uint16", layers=((name, fmt),))
-            got = load_policy(build(original.model, feeds, alone)[0])(cut)
+            got = quickest(build(original.model, feeds, alone)[0])(cut)
             errors[name][fmt] = float((got != want).mean() if want.dtype.kind == "i" else ((got - want) ** 2).mean())
     least = sum(min(s.values()) for s in sizes.values())
     if budget < least:
@@ -198,7 +198,7 @@ def search(
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
         seed = 0 if reported else 1
-        found = judge(floats[seed], _scores(measure, load_policy(model), seed), np.full(2, float(floor)), keep)
+        found = judge(floats[seed], _scores(measure, quickest(model), seed), np.full(2, float(floor)), keep)
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 

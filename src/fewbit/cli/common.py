@@ -95,8 +95,10 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
             ),
         )
     if "latency_us" in record:
-        latency = f"{record['latency_us']:.1f} us an action in {record['latency_executor']}"
-        table.add_row("latency", latency + (f" (float {record['latency_float_us']:.1f})" if "latency_float_us" in record else ""))
+        latency = f"{record['latency_us']:.2f} us an action in {record['latency_executor']}"
+        if "latency_float_us" in record:
+            latency += f" (float {record['latency_float_us']:.1f} in {record['latency_float_executor']})"
+        table.add_row("latency", latency)
     if "exact" in record:
         table.add_row("exact", "yes" if record["exact"] else "no: part of the graph runs in float")
     Console().print(table)

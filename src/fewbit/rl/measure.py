@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine.load import Policy
+from fewbit.engine.load import Policy, quickest
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Program, packed_bytes
@@ -78,7 +78,7 @@ def measure(
     quick leaves out latency and size, which a search does not decide by.
     """
     check(episodes, keep)
-    program, quantized = lower(model), load_policy(model)
+    program, quantized = lower(model), quickest(model)
     q, f, found = compare(quantized, baseline, keep, episodes, stop_early, progress)
     record = {
         "return_float": summary(f),
@@ -88,7 +88,8 @@ def measure(
         "kept_ci95": [found.low, found.high],
         "verdict": found.verdict,
         "size_float_bytes": len(ir.to_proto(baseline.original).SerializeToString()),
-        "latency_float_us": 0.0 if quick else latency(baseline.policy),
+        "latency_float_us": 0.0 if quick else median_us(baseline.policy, baseline.policy.inputs),
+        "latency_float_executor": baseline.policy.executor,
     }
     return alone(model, program, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
 
@@ -116,8 +117,8 @@ def alone(model: ir.Model, program: Program, env: str, q: np.ndarray, seed: int,
         "return_quantized": summary(q),
         "packed_bytes": packed_bytes(program),
         "exact": program.exact,
-        "latency_us": 0.0 if quick else latency(load_policy(model, "onnxruntime")),
-        "latency_executor": "onnxruntime",
+        "latency_us": 0.0 if quick else latency(model),
+        "latency_executor": quickest(model).executor,
         "versions": _versions(),
         "seeds": [seed, seed + len(q) - 1],
     }
@@ -128,7 +129,7 @@ def without_original(
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of one policy."""
     check(episodes, 1.0)
-    policy, step = load_policy(model), stepper(progress, "policy", 0, episodes)
+    policy, step = quickest(model), stepper(progress, "policy", 0, episodes)
     q = returns.episodes(policy, env, [seed + k for k in range(episodes)], env_args, 0, policy.inputs, step)[0]
     return alone(model, lower(model), env, q, seed)
 
@@ -172,13 +173,22 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0, "n": n}
 
 
-def latency(policy: Policy, calls: int = 300) -> float:
-    """Median microseconds of one action, batch 1."""
-    feeds = {k: np.zeros((1, *shape), np.float32) for k, shape in policy.inputs.items()}
+def latency(model: ir.Model) -> float:
+    """Median microseconds of one action: of the native engine as a robot's loop calls it, where it runs this graph."""
+    policy: Any = quickest(model)
+    if policy.executor.startswith("native"):
+        policy = load_policy(model)
+    return median_us(policy, policy.inputs)
+
+
+def median_us(policy: Callable[[Any], Any], inputs: dict[str, tuple[int, ...]], calls: int = 300) -> float:
+    """Median microseconds of one call, batch 1."""
+    feeds = {k: np.zeros((1, *shape), np.float32) for k, shape in inputs.items()}
+    observation = feeds if len(feeds) > 1 else next(iter(feeds.values()))
     times = []
     for _ in range(calls):
         start = time.perf_counter_ns()
-        policy(feeds)
+        policy(observation)
         times.append(time.perf_counter_ns() - start)
     return float(np.median(times) / 1000)
 
