@@ -184,7 +184,7 @@ Step make_linear(Arguments& a, Program& p) {
 Step make_linear_floats(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
   const Register &rx = p.reg(x), &ry = p.reg(y);
-  need(rx.count == ry.count && rx.type == Type::f32 && ry.type == Type::f32 && !ry.constant && !rx.constant, "a float layer");
+  need(rx.count == ry.count && rx.type == Type::f32 && ry.type == Type::f32 && !rx.constant, "a float layer");
   const auto packed = std::make_shared<std::pair<std::vector<char>, std::vector<float>>>();
   packed->first = pack(a.array<float>((int64_t)ry.inner * rx.inner), ry.inner, rx.inner);
   packed->second = a.array<float>(ry.inner);

@@ -95,6 +95,7 @@ Program::Program(const char* bytes, size_t size, const Kernels& k) : kernels(k) 
     Arguments mine(words, at, at + (size_t)arguments, data, (int)n);
     steps.push_back(make_step(operation, mine, *this));
     need(mine.done(), "a step has too many arguments");
+    need(mine.apart() && !reg(mine.writes()).constant, "a step writes what it reads, or a constant");
     all.skip((size_t)arguments);
   }
 }

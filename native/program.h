@@ -7,6 +7,7 @@
 //   an array among the arguments is two words: its offset in the data and its number of elements
 // A register is `count` vectors of `inner` elements a row of the batch, each vector padded to a multiple of 16.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -70,7 +71,12 @@ class Arguments {
   Arguments(const std::vector<int64_t>& words, size_t begin, size_t end, const std::vector<char>& data, int registers)
       : words_(words), at_(begin), end_(end), data_(data), registers_(registers) {}
   int64_t integer(int64_t low, int64_t high);
-  int reg() { return (int)integer(0, registers_ - 1); }
+  int reg() {
+    read_.push_back((int)integer(0, registers_ - 1));
+    return read_.back();
+  }
+  int writes() const { return read_.back(); }  // every step names the register that it writes last
+  bool apart() const { return std::count(read_.begin(), read_.end(), read_.back()) == 1; }
   template <class T>
   std::vector<T> array(int64_t expected = -1);
   template <class T>
@@ -84,6 +90,7 @@ class Arguments {
   size_t at_, end_;
   const std::vector<char>& data_;
   int registers_;
+  std::vector<int> read_;
 };
 
 Step make_step(int64_t operation, Arguments& a, Program& p);  // steps.cpp

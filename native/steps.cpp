@@ -19,7 +19,7 @@ Step make_copy(Arguments& a, Program& p) {
   const Register &rx = p.reg(x), &ry = p.reg(y);
   const int64_t fill = a.integer(-32768, 65535);
   const auto runs = std::make_shared<std::vector<int32_t>>(a.array<int32_t>());
-  need(rx.type == ry.type && !ry.constant && runs->size() % 3 == 0, "a copy");
+  need(rx.type == ry.type && runs->size() % 3 == 0, "a copy");
   for (size_t i = 0; i < runs->size(); i += 3) {
     const int64_t dst = (*runs)[i], src = (*runs)[i + 1], length = (*runs)[i + 2];
     need(dst >= 0 && length >= 0 && src >= -1 && dst + length <= ry.elements(), "a copy leaves its register");
@@ -105,7 +105,7 @@ Step make_table(Arguments& a, Program& p) {
 Step make_lookup(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
   const Register &rx = p.reg(x), &ry = p.reg(y);
-  need(codes(rx) && size_of(rx.type) == 1 && codes(ry) && alike(rx, ry) && !rx.constant && !ry.constant, "a lookup");
+  need(codes(rx) && size_of(rx.type) == 1 && codes(ry) && alike(rx, ry) && !rx.constant, "a lookup");
   const auto table = std::make_shared<std::vector<int32_t>>(a.array<int32_t>(256));
   const int lowest = rx.type == Type::i8 ? -128 : 0, size = size_of(ry.type);
   const Place from = p.place(x), to = p.place(y);
@@ -122,7 +122,7 @@ Step make_lookup(Arguments& a, Program& p) {
 
 Step make_rescale(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
-  need(codes(p.reg(x)) && codes(p.reg(y)) && alike(p.reg(x), p.reg(y)) && !p.reg(x).constant && !p.reg(y).constant, "a rescale");
+  need(codes(p.reg(x)) && codes(p.reg(y)) && alike(p.reg(x), p.reg(y)) && !p.reg(x).constant, "a rescale");
   Rescale s{};
   s.zero_a = (int)zero_of(a);
   const int64_t m = a.integer(0, int64_t(1) << 40), shift = shift_of(a);
@@ -149,7 +149,7 @@ Step rows_of_two(const Program& p, int a, int b, int y, F run) {
 
 Step make_pair(Arguments& a, Program& p, bool sum) {
   const int x = a.reg(), z = a.reg(), y = a.reg();
-  need(codes(p.reg(x)) && codes(p.reg(z)) && codes(p.reg(y)) && !p.reg(y).constant, "a sum or product of codes");
+  need(codes(p.reg(x)) && codes(p.reg(z)) && codes(p.reg(y)), "a sum or product of codes");
   need(alike(p.reg(x), p.reg(y)) && alike(p.reg(z), p.reg(y)), "a sum or product of codes");
   Rescale s{};
   s.zero_a = (int)zero_of(a), s.zero_b = (int)zero_of(a);
@@ -164,7 +164,7 @@ Step make_pair(Arguments& a, Program& p, bool sum) {
 Step make_dequantize(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
   const Register &rx = p.reg(x), &ry = p.reg(y);
-  need(codes(rx) && ry.type == Type::f32 && alike(rx, ry) && !rx.constant && !ry.constant, "a dequantization");
+  need(codes(rx) && ry.type == Type::f32 && alike(rx, ry) && !rx.constant, "a dequantization");
   const int zero = (int)zero_of(a);
   const auto scale = std::make_shared<std::vector<float>>(a.array<float>());
   const bool per_element = scale->size() > 1;
@@ -184,7 +184,6 @@ Step make_binary(Arguments& a, Program& p) {
   const auto op = (Binary)a.integer(0, (int64_t)Binary::max);
   const int x = a.reg(), z = a.reg(), y = a.reg();
   for (int i : {x, z, y}) need(p.reg(i).type == Type::f32 && alike(p.reg(i), p.reg(y)), "a float operation's registers");
-  need(!p.reg(y).constant, "a float operation's registers");
   const auto run = p.kernels.binary;
   return rows_of_two(p, x, z, y, [=](const char* u, const char* v, char* w, ptrdiff_t n) {
     run(op, reinterpret_cast<const float*>(u), reinterpret_cast<const float*>(v), reinterpret_cast<float*>(w), n);
@@ -195,7 +194,7 @@ Step make_unary(Arguments& a, Program& p) {
   const auto op = (Unary)a.integer(0, (int64_t)Unary::leaky_relu);
   const int x = a.reg(), y = a.reg();
   need(p.reg(x).type == Type::f32 && p.reg(y).type == Type::f32 && alike(p.reg(x), p.reg(y)), "a float function's registers");
-  need(!p.reg(x).constant && !p.reg(y).constant, "a float function's registers");
+  need(!p.reg(x).constant, "a float function's registers");
   const auto alpha = a.scalar<float>();
   const auto run = p.kernels.unary;
   const Place from = p.place(x), to = p.place(y);
@@ -209,7 +208,7 @@ Step make_unary(Arguments& a, Program& p) {
 Step make_argmax(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
   const Register &rx = p.reg(x), &ry = p.reg(y);
-  need(rx.type == Type::f32 && ry.type == Type::i64 && ry.count == 1 && ry.inner == rx.count && !rx.constant && !ry.constant, "an ArgMax");
+  need(rx.type == Type::f32 && ry.type == Type::i64 && ry.count == 1 && ry.inner == rx.count && !rx.constant, "an ArgMax");
   const Place from = p.place(x), to = p.place(y);
   const int count = rx.count, inner = rx.inner, x_stride = rx.stride, y_stride = ry.stride;
   return [=](const Frame& f) {
@@ -230,7 +229,7 @@ Step make_argmax(Arguments& a, Program& p) {
 Step make_mean(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
   const Register &rx = p.reg(x), &ry = p.reg(y);
-  need(rx.type == Type::f32 && ry.type == Type::f32 && ry.count == 1 && ry.inner == rx.count && !rx.constant && !ry.constant, "a mean");
+  need(rx.type == Type::f32 && ry.type == Type::f32 && ry.count == 1 && ry.inner == rx.count && !rx.constant, "a mean");
   const Place from = p.place(x), to = p.place(y);
   const int count = rx.count, inner = rx.inner, x_stride = rx.stride, y_stride = ry.stride;
   return [=](const Frame& f) {
@@ -261,7 +260,7 @@ void number(Type t, F f) {
 
 Step make_cast(Arguments& a, Program& p) {
   const int x = a.reg(), y = a.reg();
-  need(alike(p.reg(x), p.reg(y)) && !p.reg(x).constant && !p.reg(y).constant, "a cast");
+  need(alike(p.reg(x), p.reg(y)) && !p.reg(x).constant, "a cast");
   need(p.reg(y).type == Type::f32 || p.reg(y).type == p.reg(x).type, "a cast to integers");
   const Type type = p.reg(x).type, to = p.reg(y).type;
   const Place from = p.place(x), into = p.place(y);

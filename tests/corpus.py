@@ -86,7 +86,7 @@ class Graph:
 def cases() -> Iterator[Case]:
     """All of them, in a fixed order."""
     for family in (linear, narrow_weights, ties, dead_channels, wide, chains, adds, products, concats, moved, tables, lookups,
-                   entries, recurrent):  # fmt: skip
+                   entries, recurrent, convolutions):  # fmt: skip
         yield from family()
 
 
@@ -326,3 +326,28 @@ def recurrent() -> Iterator[Case]:
             yield g.case(
                 f"GRU step {k}", g.qdq(g.op("Add", candidate, g.qdq(g.op("Mul", z, apart), "int16", 2.0**-14)), "int16", 2.0**-15)
             )
+
+
+def convolutions() -> Iterator[Case]:
+    """Conv over one and two dimensions: strides, pads of zero points that are not zero, dilations, one behind another."""
+    for k in range(16):
+        g = Graph(14000 + k)
+        kind, flat = list(KINDS)[k % 4], k % 3 == 2
+        channels, space = int(g.rng.integers(1, 4)), (9,) if flat else (7, 6)
+        zero = 0 if kind == "int16" else max(LIMITS[kind][0], 0) + 5
+        x = g.entry(kind, channels * int(np.prod(space)), 0.03, zero, batch=3)
+        x = g.op("Reshape", x, g.constant(np.array([0, channels, *space])))
+        for layer in range(1 + k % 2):
+            out, kernel = int(g.rng.integers(1, 20)), (3,) if flat else (2, 3)
+            weight = g.rng.integers(-128, 128, (out, channels, *kernel)).astype(np.int8)
+            scales = g.rng.uniform(0.002, 0.01, out).astype(np.float32)
+            w = g.op("DequantizeLinear", g.constant(weight), g.constant(scales), axis=0)
+            scale = 0.03 if layer == 0 else 0.07
+            bias = g.constant(g.rng.integers(-(2**12), 2**12, out).astype(np.int32))
+            b = g.op("DequantizeLinear", bias, g.constant((np.float32(scale) * scales).astype(np.float32)), axis=0)
+            n = len(kernel)
+            more = {"dilations": [2] * n} if k % 5 == 4 and layer == 0 else {}
+            x = g.op("Conv", x, w, b, strides=[1 + (k + layer) % 2] * n, pads=[1] * n + [k % 2] * n, **more)
+            x = g.qdq(g.op("Relu", x) if k % 2 else x, "uint8" if k % 2 else "int8", 0.07, 0 if k % 2 else 3)
+            channels = out
+        yield g.case(f"conv {len(space)}d {kind} {k}", x)

@@ -69,6 +69,8 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
             found[node.output[0]] = out.q.astype(np.int64)
         elif node.op_type == "Gemm":
             out = gemm(*(get(i) for i in node.input))
+        elif node.op_type == "Conv":
+            out = convolve(*(get(i) for i in node.input), attributes)
         elif node.op_type in MOVES and isinstance(get(node.input[0]), Codes):
             x = get(node.input[0])
             moved = move(node.op_type, x.q, [get(i) for i in node.input[1:]], attributes, len(node.output))
@@ -139,6 +141,29 @@ def gemm(x: Codes, w: Any, b: Any = None) -> Sum:
     bound = max(int(sum(abs(v) for v in row)) * reach + abs(int(c)) for row, c in zip(centred, bias, strict=True))
     scales = scales * len(wq) if len(scales) == 1 else scales
     return Sum(acc, [x.scale * s for s in scales], bound)
+
+
+def convolve(x: Codes, w: Any, b: Any, attributes: dict[str, Any]) -> Sum:
+    """Position by position: each is a gemm of one patch, -1 of the padding a real zero."""
+    wq, scales, zero = w
+    n, kernel = wq.ndim - 2, wq.shape[2:]
+    dilations, strides, pads = attributes.get("dilations", [1] * n), attributes["strides"], attributes["pads"]
+    space = x.q.shape[2:]
+    sizes = [
+        (space[d] + pads[d] + pads[n + d] - dilations[d] * (kernel[d] - 1) - 1) // strides[d] + 1 for d in range(n)
+    ]
+    positions, sums = [], None
+    for position in np.ndindex(*sizes):
+        patch = np.full((len(x.q), wq.shape[1], *kernel), x.zero, object)
+        for tap in np.ndindex(*kernel):
+            at = [position[d] * strides[d] - pads[d] + tap[d] * dilations[d] for d in range(n)]
+            if all(0 <= a < s for a, s in zip(at, space, strict=True)):
+                patch[(slice(None), slice(None), *tap)] = x.q[(slice(None), slice(None), *at)]
+        sums = gemm(Codes(patch.reshape(len(patch), -1), x.scale, x.zero, x.kind), (wq.reshape(len(wq), -1), scales, zero), b)
+        positions.append(sums.acc)
+    assert sums is not None
+    acc = np.stack(positions, axis=-1).reshape(len(x.q), len(wq), *sizes)
+    return Sum(acc, sums.scales, sums.bound)
 
 
 def quantize(value: Any, scale: float, zero: int, kind: str) -> Codes:

@@ -87,7 +87,8 @@ def test_the_forced_instruction_set_is_the_one_that_runs(policy_path):
     for name in SETS:
         assert fewbit.load(policy_path, instruction_set=name).instruction_set == name
         code = f"import fewbit; print(fewbit.load({str(policy_path)!r}).instruction_set)"
-        found = subprocess.run([sys.executable, "-c", code], env={**os.environ, "FEWBIT_ISA": name}, capture_output=True, text=True)
+        forced = {**os.environ, "FEWBIT_ISA": name}
+        found = subprocess.run([sys.executable, "-c", code], env=forced, capture_output=True, text=True)
         assert found.stdout.strip() == name, found.stderr
     with pytest.raises(FewbitError, match="instruction set none of these is not available here; this CPU runs .*portable"):
         fewbit.load(policy_path, instruction_set="none of these")
@@ -197,3 +198,54 @@ def test_damaged_bytes_are_refused(policy_path):
             _native.Engine(flat[:cut], {"x0": (5,)}, shapes, "")
     with pytest.raises(FewbitError, match="inputs and outputs are not the ones named"):
         _native.Engine(flat, {"x0": (6,)}, shapes, "")
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_a_file_by_onnx_runtimes_quantizer_runs(tmp_path, kind):
+    """Asymmetric uint8 activations, weights [in, out], Relu nodes kept, a bias as its own Add."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    g, rng = corpus.Graph(5), np.random.default_rng(5)
+    observations = rng.normal(0, 1, (64, 12)).astype(np.float32)
+    x = g.input(observations)
+    for k, (fan_in, out) in enumerate([(12, 40), (40, 24), (24, 3)]):
+        w, b = rng.normal(size=(fan_in, out)) / np.sqrt(fan_in), rng.normal(size=out)
+        constants = [g.constant(a.astype(np.float32)) for a in (w, b)]
+        x = g.op("Gemm", x, *constants) if kind == "Gemm" else g.op("Add", g.op("MatMul", x, constants[0]), constants[1])
+        x = g.op("Relu", x) if k < 2 else x
+    onnx.save(g.case(kind, x).model, tmp_path / "float.onnx")
+
+    class Reader(CalibrationDataReader):
+        left = [observations]
+
+        def get_next(self):
+            return {"x0": self.left.pop()} if self.left else None
+
+    made = tmp_path / "theirs.onnx"
+    quantize_static(str(tmp_path / "float.onnx"), str(made), Reader(), per_channel=True, weight_type=QuantType.QInt8)
+    wanted = fewbit.load(made, "reference")(observations)
+    for name in SETS:
+        assert np.array_equal(fewbit.load(made, instruction_set=name)(observations), wanted)
+    theirs = fewbit.load(made, "onnxruntime")(observations)
+    assert np.abs(theirs - wanted).max() < 0.03 * np.ptp(wanted)
+
+
+def test_a_damaged_artifact_never_crashes(policy_path, tmp_path):
+    """Cut anywhere, or with bytes changed: it runs, or one FewbitError says why not."""
+    whole, rng = policy_path.read_bytes(), np.random.default_rng(0)
+    ran = 0
+    for k in range(300):
+        content = bytearray(whole)
+        if k % 3 == 0:
+            content = content[: rng.integers(len(content))]
+        for _ in range(rng.integers(1, 4)):
+            if content:
+                content[rng.integers(len(content))] = rng.integers(256)
+        (tmp_path / "damaged.onnx").write_bytes(content)
+        try:
+            act = fewbit.load(tmp_path / "damaged.onnx")
+            act({n: np.zeros((2, *s), np.float32) for n, s in act.inputs.items()})
+            ran += 1
+        except FewbitError:
+            pass
+    assert 0 < ran < 290

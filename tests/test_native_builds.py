@@ -16,10 +16,9 @@ ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 def cases(tmp_path_factory):
     path = tmp_path_factory.mktemp("cases") / "cases"
     kinds = [["int8"], ["uint8"], ["int16"], ["uint16"], ["int16", "uint8"]]
-    networks = [
-        network(k, [(1, 17, 64, 33)[k % 4], 65, 16, 3], kinds[k % 5], ("int8", "int6", "int2")[k % 3], 1 + 9 * (k % 4), k % 2 == 0)
-        for k in range(40)
-    ]
+    weights = ["int8", "int6", "int2"]
+    widths = [[first, 65, 16, 3] for first in (1, 17, 64, 33)]
+    networks = [network(k, widths[k % 4], kinds[k % 5], weights[k % 3], 1 + 9 * (k % 4), k % 2 == 0) for k in range(40)]
     assert native_cases.write(path, networks) > 300
     return path
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewbit.cli import common
+from fewbit.engine import native
 from fewbit.engine import program as p
 from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError
@@ -32,9 +33,8 @@ def inspect(
     program, record = lower(model), metadata.read(model)
     steps = [describe(s) for s in program.steps]
     if json:
-        print(
-            jsonlib.dumps({"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps} | record)
-        )
+        shape = {"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps}
+        print(jsonlib.dumps(shape | {"native": _native(program)} | record))
         return 0
     console = Console()
     table = Table("step", "what", "codes", box=None, padding=(0, 2))
@@ -45,7 +45,16 @@ def inspect(
         for key, value in (record.get(part) or {}).items():
             console.print(f"{part} {key}: {jsonlib.dumps(value)}", markup=False, highlight=False)
     common.show((record.get("evidence") or {}) | {"exact": program.exact}, False)
+    console.print(f"native engine: {_native(program)}", markup=False, highlight=False)
     return 0
+
+
+def _native(program: p.Program) -> str:
+    """The instruction set whose kernels would run here, or why none."""
+    try:
+        return native.load(program).instruction_set
+    except FewbitError as e:
+        return f"no ({e})"
 
 
 def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool) -> int:
@@ -82,6 +91,8 @@ def describe(step: p.Step) -> tuple[str, str, str]:
                 shape,
                 "float32" if step.format is None else step.format.name,
             )
+        case p.Patches():
+            return "S2 patches", f"kernel {step.window.kernel}, strides {step.window.strides}", "-"
         case p.Table():
             return "S6 table", step.function, step.format.name
         case p.Dequantize():

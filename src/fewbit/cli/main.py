@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fewbit.cli import diff, evaluate, formats, inspect, plan, quantize
+from fewbit.cli import bench, diff, evaluate, formats, inspect, plan, quantize
 from fewbit.errors import FewbitError
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("diff")(diff.diff)
 app.command("inspect")(inspect.inspect)
 app.command("formats")(formats.formats)

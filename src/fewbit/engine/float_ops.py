@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.engine import patches
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
 
@@ -101,6 +102,12 @@ def _elu(a: dict, x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, x.dtype.type(a.get("alpha", 1.0)) * np.expm1(np.minimum(x, 0))).astype(x.dtype)
 
 
+def _conv(a: dict, x: np.ndarray, w: np.ndarray, b: Any = None) -> np.ndarray:
+    seen = patches.gather(x, patches.window(a, w.shape[2:], "Conv"), 0, False)
+    y = seen @ w.reshape(len(w), -1).T + (0 if b is None else b)
+    return np.moveaxis(y, -1, 1).astype(x.dtype)
+
+
 OPS: dict[str, Callable[..., np.ndarray]] = {
     "Add": lambda a, x, y: x + y,
     "Sub": lambda a, x, y: x - y,
@@ -135,5 +142,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Shape": lambda a, x: np.array(x.shape[a.get("start", 0) : a.get("end")], np.int64),
     "Expand": lambda a, x, shape: x * np.ones([int(d) for d in shape], x.dtype),
     "Gather": lambda a, x, index: np.take(x, index, axis=a.get("axis", 0)),
-    "Gemm": lambda a, x, w, b: x @ (w.T if a.get("transB") else w) + b,
+    "MatMul": lambda a, x, w: x @ w,
+    "Conv": _conv,
+    "Gemm": lambda a, x, w, b=None: x @ (w.T if a.get("transB") else w) + (0 if b is None else b),
 }

@@ -9,9 +9,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.engine import patches
 from fewbit.engine.float_ops import EXACT, OPS
 from fewbit.engine.operands import bias_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
-from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Step, Table
+from fewbit.engine.program import (
+    Add,
+    Dequantize,
+    Float,
+    Linear,
+    Lookup,
+    Multiply,
+    Patches,
+    Program,
+    Quantize,
+    Rescale,
+    Step,
+    Table,
+)
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
@@ -39,6 +53,7 @@ class _Lowering:
         self.graph = graph
         self.steps: list[Step] = []
         self.made: dict[str, str] = {}
+        self.channels_last: dict[str, str] = {}  # a Conv's output -> the same as it was computed, its channels last
         self.integer: set[str] = set()
         self.constants: dict[str, np.ndarray] = {}
         self.exact = True
@@ -163,23 +178,48 @@ class _Lowering:
         if any(v != 1.0 for v in alpha) or ("transA" in gemm.attributes and gemm.attributes["transA"].value):
             raise FewbitError(f"node {gemm.name}: a quantized Gemm with alpha, beta or transA is not supported")
         x, (weight, sw, zw) = self._integral(gemm.inputs[0]), weight_of(gemm)
+        name = (gemm if q is None else q).outputs[0].name or ""
+        source, out = x.register, name
+        if gemm.op_type == "Conv":
+            source, weight = self._patches(gemm, x, weight)
+            out = f"{name}.channels_last"
         rows = np.broadcast_to(sw, len(weight)).astype(np.float64) * x.scale
         bias = bias_of(gemm, rows)
         bound = semantics.accumulator_bound(weight, zw, bias, x.format, x.zero_point)
         shared: dict[str, Any] = dict(
-            x=x.register,
+            x=source,
             weight=weight.astype(np.int16) - np.int16(zw) if zw or weight.dtype == np.uint8 else weight,
             bias=bias,
             zero_input=x.zero_point,
             bound=bound,
         )
         if q is None:
-            out = gemm.outputs[0].name or ""
-            return self._emit(Linear(out=out, exit_scale=rows.astype(np.float32), **shared), integer=True)
-        (sy, zy), out = scale_of(q), q.outputs[0].name or ""
+            self._emit(Linear(out=out, exit_scale=rows.astype(np.float32), **shared), integer=True)
+            return self._channels_first(out, name, gemm)
+        sy, zy = scale_of(q)
         pairs = [semantics.multiplier(r / float(sy.reshape(-1)[0]), bound) for r in rows]
         m, shift = (np.array(p, np.int64) for p in zip(*pairs, strict=True))
-        return self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)
+        self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)
+        return self._channels_first(out, name, gemm)
+
+    def _patches(self, conv: ir.Node, x: _Codes, weight: np.ndarray) -> tuple[str, np.ndarray]:
+        """(the register of the patches, the weight [out, elements of a patch] in their order)."""
+        attributes = {k: a.as_string() if a.type == ir.AttributeType.STRING else a.value for k, a in conv.attributes.items()}
+        seen = patches.window(attributes, weight.shape[2:], conv.name or "")
+        last = self.channels_last.get(x.register)
+        out = f"{conv.outputs[0].name}.patches"
+        self._emit(Patches(last or x.register, out, seen, x.zero_point, last is not None), True)
+        return out, (np.moveaxis(weight, 1, -1) if last else weight).reshape(len(weight), -1)
+
+    def _channels_first(self, made: str, name: str, node: ir.Node) -> str:
+        """Of a Conv: its output as ONNX has it, beside the one with its channels last."""
+        if node.op_type != "Conv":
+            return made
+        self.channels_last[name] = made
+        assert node.inputs[1] is not None
+        rank = len(weight_of(node)[0].shape)
+        perm = [0, rank - 1, *range(1, rank - 1)]
+        return self._emit(Float("Transpose", name, (made,), {"perm": perm}), True)
 
     def _function(self, function: Chain, end: ir.Value, q: ir.Node) -> str:
         """S6: segments for 16-bit codes, every code's own value for 8-bit ones."""

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.engine import reference
+from fewbit.engine import patches, reference
 from fewbit.engine.float_ops import MOVES, OPS
-from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Table
+from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
 from fewbit.errors import FewbitError
 
 MAGIC = 0x3130544942574546  # "FEWBIT01"
 BLOCK = 16
 TYPES = [np.dtype(t) for t in ("uint8", "int8", "uint16", "int16", "int32", "int64", "float32", "float64")]
-OPERATIONS = (
-    ["copy", "quantize", "linear", "linear_floats", "table", "lookup", "rescale", "add", "multiply", "dequantize"]
-    + ["binary", "unary", "argmax", "mean", "cast"]
-)  # in the order of steps.cpp
+OPERATIONS = ["copy", "quantize", "linear", "linear_floats", "table", "lookup", "rescale", "add", "multiply", "dequantize"] + [
+    "binary",
+    "unary",
+    "argmax",
+    "mean",
+    "cast",
+]  # in the order of steps.cpp
 BINARY = ["Add", "Sub", "Mul", "Div", "Min", "Max"]
 UNARY = {
     "Relu": 0.0,
@@ -171,6 +174,10 @@ class _Writer:
         numbers = np.arange(r.layout.elements).reshape((1,) * (len(shape) - len(r.shape)) + r.shape)
         return self._copied([(r, np.broadcast_to(numbers, shape).reshape(-1))], shape, layout)
 
+    def _patched(self, x: _Register, which: np.ndarray, fill: int) -> _Register:
+        layout = _Layout(int(np.prod(which.shape[:-1])), which.shape[-1])
+        return self._copied([(x, which.reshape(-1))], which.shape, layout, fill)
+
     # ---- steps
 
     def _make(self, step) -> _Register:
@@ -179,6 +186,10 @@ class _Writer:
                 return self._float(step)
             case Linear():
                 return self._linear(step)
+            case Patches():
+                x = self._need(step.x)
+                which = patches.numbers(x.shape, step.window, step.channels_last)
+                return self._patched(x, which, step.fill)
             case Add() | Multiply():
                 a, b = (self._operand(k, step) for k in (step.a, step.b))
                 out = self._new(a.shape, np.dtype(step.format.dtype), a.layout)
@@ -196,8 +207,8 @@ class _Writer:
                 self._step("quantize", x.id, out.id, *self._array(np.array([step.scale], np.float32)), step.zero_point)
             case Table():
                 c = step.segments.c
-                self._step("table", x.id, out.id, c.shape[1], c.shape[0] - 1, *self._array(c.astype(np.int16)), step.segments.guard)
-                self._extend(step.m, step.shift, step.zero_point)
+                self._step("table", x.id, out.id, c.shape[1], c.shape[0] - 1, *self._array(c.astype(np.int16)))
+                self._extend(step.segments.guard, step.m, step.shift, step.zero_point)
             case Lookup():
                 self._step("lookup", x.id, out.id, *self._array(step.table.astype(np.int32)))
             case Rescale():
@@ -205,8 +216,8 @@ class _Writer:
             case Dequantize():
                 scale = np.asarray(step.scale, np.float32).reshape(-1)
                 if scale.size > 1:
-                    scale = np.broadcast_to(step.scale, x.shape).reshape(x.layout.count, x.layout.inner)
-                    scale = np.pad(scale, ((0, 0), (0, x.layout.stride - x.layout.inner)))
+                    rows = np.broadcast_to(step.scale, x.shape).reshape(x.layout.count, x.layout.inner)
+                    scale = np.pad(rows, ((0, 0), (0, x.layout.stride - x.layout.inner))).reshape(-1)
                 self._step("dequantize", x.id, out.id, step.zero_point, *self._array(scale))
         return out
 
@@ -260,6 +271,8 @@ class _Writer:
         special: dict[str, Callable[[Float], _Register]] = {
             "Cast": self._cast,
             "Gemm": self._gemm,
+            "MatMul": self._gemm,
+            "Conv": self._conv,
             "ArgMax": lambda s: self._reduce("argmax", s, (s.attributes.get("axis", 0),)),
             "ReduceMean": lambda s: self._reduce("mean", s, tuple(int(i) for i in s.inputs[1])),
         }
@@ -332,10 +345,39 @@ class _Writer:
         w = w if step.attributes.get("transB") else w.T
         shape = self._shape(step.out)
         bias = np.broadcast_to(b[0].reshape(-1) if b else np.float32(0), shape[-1:])
-        source = self._vectors(self._need(x), 1)
-        out = self._new(shape, np.dtype(np.float32))
-        arrays = [*self._array(w.astype(np.float32)), *self._array(bias.astype(np.float32))]
+        return self._linear_floats(self._need(x), w, bias, shape)
+
+    def _linear_floats(self, x: _Register, w: np.ndarray, bias: np.ndarray, shape: tuple[int, ...]) -> _Register:
+        count = int(np.prod(shape[:-1]))
+        source = self._vectors(x, count)
+        out = self._new(shape, np.dtype(np.float32), _Layout(count, shape[-1]))
+        arrays = [*self._array(w.astype(np.float32)), *self._array(np.broadcast_to(bias, shape[-1:]).astype(np.float32))]
         self._step("linear_floats", source.id, out.id, *arrays)
+        return out
+
+    def _conv(self, step: Float) -> _Register:
+        name, w, *b = step.inputs
+        if not isinstance(w, np.ndarray) or (b and b[0] is not None and not isinstance(b[0], np.ndarray)):
+            raise FewbitError(f"value {step.out}: a Conv with computed weights needs executor='reference'")
+        x, seen = self._need(name), patches.window(step.attributes, w.shape[2:], step.out)
+        which = patches.numbers(x.shape, seen, False)
+        patched = self._copied_floats(x, which)
+        bias = b[0] if b and b[0] is not None else np.zeros(len(w), np.float32)
+        y = self._linear_floats(patched, w.reshape(len(w), -1), bias, (*which.shape[:-1], len(w)))
+        order = np.moveaxis(np.arange(y.layout.elements).reshape(y.shape), -1, 0).reshape(-1)
+        return self._copied([(y, order)], self._shape(step.out))
+
+    def _copied_floats(self, x: _Register, which: np.ndarray) -> _Register:
+        """Patches of floats, whose padding is one more register's zero."""
+        if (which >= 0).all():
+            return self._patched(x, which, 0)
+        zero = self._new((1,), x.dtype, held=np.zeros(1, np.float32))
+        out = self._patched(x, np.where(which < 0, 0, which), 0)
+        self.steps.pop()
+        to, flat = out.layout.places(), which.reshape(-1)
+        for r, some in ((x, flat >= 0), (zero, flat < 0)):
+            source = r.layout.places()[np.maximum(flat[some], 0)]
+            self._step("copy", r.id, out.id, 0, *self._array(_runs(to[some], source)))
         return out
 
     def _reduce(self, operation: str, step: Float, axes: tuple[int, ...]) -> _Register:

@@ -55,8 +55,8 @@ def is_integral(value: ir.Value) -> bool:
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """A Gemm whose input is codes and whose weight and bias are constant codes."""
-    if node.op_type != "Gemm" or len(node.inputs) < 2:
+    """A Gemm, MatMul or Conv whose input is codes and whose weight and bias are constant codes."""
+    if node.op_type not in ("Gemm", "MatMul", "Conv") or len(node.inputs) < 2:
         return False
     x, *constants = node.inputs
     makers = [i.producer() if i is not None else None for i in constants]
@@ -69,14 +69,14 @@ def is_quantized(node: ir.Node) -> bool:
 
 
 def weight_of(gemm: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
-    """Codes [out, in], float32 scale [out] or [1], zero point."""
+    """Codes [out, in] (of a Conv [out, C, *kernel]), float32 scale [out] or [1], zero point."""
     w = gemm.inputs[1].producer() if gemm.inputs[1] is not None else None
     assert w is not None
     (scale, zero), weight = scale_of(w), const(w.inputs[0])
     assert weight is not None
-    turned = bool(gemm.attributes["transB"].value) if "transB" in gemm.attributes else False
+    turned = bool(gemm.attributes["transB"].value) if "transB" in gemm.attributes else gemm.op_type == "Conv"
     axis = int(w.attributes["axis"].value) if "axis" in w.attributes else 1
-    if weight.ndim != 2 or (scale.size > 1 and axis % 2 != (0 if turned else 1)):
+    if (weight.ndim != 2 and gemm.op_type != "Conv") or (scale.size > 1 and axis % 2 != (0 if turned else 1)):
         raise FewbitError(f"node {gemm.name}: a weight {weight.shape} with scales along axis {axis} is not supported")
     weight = plain(weight if turned else weight.T)
     if scale.size not in (1, len(weight)) or weight.dtype.itemsize > 2 or (weight.dtype.itemsize == 2 and zero):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.engine.patches import Window
 from fewbit.numerics.formats import IntFormat
 from fewbit.numerics.unary import Segments
 
@@ -35,6 +36,17 @@ class Linear:
     zero_point: int = 0
     format: IntFormat | None = None
     exit_scale: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a Conv's Linear multiplies: codes [n, C, *space] or [n, *space, C] -> codes [n, *positions, elements of a patch]."""
+
+    x: str
+    out: str
+    window: Window
+    fill: int
+    channels_last: bool
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Float:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-Step = Quantize | Linear | Table | Lookup | Rescale | Add | Multiply | Dequantize | Float
+Step = Quantize | Linear | Patches | Table | Lookup | Rescale | Add | Multiply | Dequantize | Float
 
 
 @dataclass(frozen=True)

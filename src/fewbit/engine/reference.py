@@ -4,8 +4,22 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.engine import patches
 from fewbit.engine.float_ops import OPS
-from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Program, Quantize, Rescale, Step, Table
+from fewbit.engine.program import (
+    Add,
+    Dequantize,
+    Float,
+    Linear,
+    Lookup,
+    Multiply,
+    Patches,
+    Program,
+    Quantize,
+    Rescale,
+    Step,
+    Table,
+)
 from fewbit.errors import FewbitError
 from fewbit.numerics import affine, semantics, unary
 
@@ -44,6 +58,8 @@ def step(step: Step, r: dict[str, Any]) -> np.ndarray:
                 return acc.astype(np.float32) * step.exit_scale
             assert step.format is not None and step.m is not None and step.shift is not None
             return semantics.requantize(acc, step.m, step.shift, step.zero_point, step.format)
+        case Patches():
+            return patches.gather(r[step.x], step.window, step.fill, step.channels_last)
         case Table():
             y = unary.evaluate(r[step.x], step.segments)
             return semantics.requantize(y, step.m, step.shift, step.zero_point, step.format)

@@ -1,0 +1,113 @@
+"""Latency beside other runtimes: every runner in one process, in turns, medians; each is first checked for being right."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.engine import native, reference
+from fewbit.engine.lower import lower
+from fewbit.errors import FewbitError
+from fewbit.graph.strip import strip
+from fewbit.peers import PEERS, Runner, Subject
+
+ROUNDS, ROUND_SECONDS = 30, 0.004
+ARTIFACT = ("fewbit", "artifact")  # how the labels of those that were given the artifact end
+# Root mean square of the difference from what the runner was given, of the actions' range: beyond it, it runs something else.
+WRONG = {"float32": 0.001, "eager": 0.001, "compile": 0.001, "artifact": 0.02, "fewbit": 0.0}  # by the label's end
+
+
+@dataclass(frozen=True)
+class Timing:
+    """us: batch -> median microseconds of a call; error: RMS difference from what it was given, of the actions' range."""
+
+    name: str
+    us: dict[int, float]
+    error: float
+    right: bool
+
+
+def bench(model: ir.Model, batches: list[int], against: list[str] | None = None, source: str | None = None) -> dict[str, Any]:
+    """{"timings", "skipped": {peer: why}, "bare_us", "empty_call_us", "instruction_set", …} of an artifact."""
+    program = lower(model)
+    if len(program.inputs) != 1:
+        raise FewbitError(f"bench takes policies of one input; this one has {', '.join(program.inputs)}")
+    subject = _subject(model, max(batches), source)
+    runners, skipped = _runners(subject, against or list(PEERS))
+    wanted = {k: _actions(lower(m), subject.observations) for k, m in (("float", subject.floats), ("artifact", model))}
+    errors = {
+        k: _error(r(subject.observations), wanted["artifact" if k.endswith(ARTIFACT) else "float"]) for k, r in runners.items()
+    }
+    us: dict[str, dict[int, float]] = {k: {} for k in runners}
+    for n in batches:
+        for name, value in medians(runners, np.ascontiguousarray(subject.observations[:n])).items():
+            us[name][n] = value
+    engine, few = native.load(program), {n: np.ascontiguousarray(subject.observations[:n]) for n in batches}
+    return {
+        "timings": [Timing(k, us[k], errors[k], errors[k] <= WRONG.get(k.split()[-1], np.inf)) for k in runners],
+        "skipped": skipped,
+        "instruction_set": engine.instruction_set,
+        "bare_us": {n: engine.nanoseconds(few[n], max(2000 // n, 20)) / 1e3 for n in batches},
+        "empty_call_us": _empty_call_us(engine),
+        "multiply_accumulates": sum(s.weight.size for s in program.steps if hasattr(s, "weight")),
+    }
+
+
+def _subject(model: ir.Model, rows: int, source: str | None) -> Subject:
+    program = lower(model)
+    (shape,), (dtype,) = program.inputs.values(), program.input_dtypes.values()
+    observations = np.random.default_rng(0).normal(0, 1, (rows, *shape))
+    return Subject(model, strip(model), observations.astype(dtype), source)
+
+
+def _actions(program, observations: np.ndarray) -> np.ndarray:
+    return reference.run(program, {next(iter(program.inputs)): observations})[program.outputs[0]]
+
+
+def _error(got: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((got.reshape(wanted.shape) - wanted) ** 2.0)) / (np.ptp(wanted) or 1))
+
+
+def _runners(subject: Subject, names: list[str]) -> tuple[dict[str, Runner], dict[str, str]]:
+    runners: dict[str, Runner] = {}
+    skipped: dict[str, str] = {}
+    for name in dict.fromkeys(["fewbit", *names]):
+        if name not in PEERS:
+            raise FewbitError(f"--against {name} is unknown; choose from {', '.join(PEERS)}")
+        try:
+            runners |= PEERS[name](subject)
+        except FewbitError as e:
+            skipped[name] = str(e)
+    return runners, skipped
+
+
+def _empty_call_us(engine: Any, calls: int = 20000) -> float:
+    """What any call from Python costs: of a built-in method that does nothing."""
+    reset, best = engine.reset, float("inf")
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(calls):
+            reset()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best * 1e6
+
+
+def medians(runners: dict[str, Runner], x: np.ndarray) -> dict[str, float]:
+    """Microseconds of one call of each: ROUNDS turns, each long enough to be timed, and their median."""
+    calls = {}
+    for name, run in runners.items():
+        for _ in range(3):
+            run(x)
+        start = time.perf_counter()
+        run(x)
+        calls[name] = max(1, int(ROUND_SECONDS / max(time.perf_counter() - start, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(ROUNDS):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                run(x)
+            times[name].append((time.perf_counter() - start) / calls[name])
+    return {name: float(np.median(t)) * 1e6 for name, t in times.items()}

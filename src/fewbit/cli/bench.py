@@ -1,0 +1,53 @@
+"""`fewbit bench ARTIFACT`."""
+
+import json as jsonlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewbit.errors import FewbitError
+
+
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
+    batch: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1,16,256",
+    against: Annotated[str | None, typer.Option(help="peers, with commas: onnxruntime,openvino,numpy,torch,sb3")] = None,
+    source: Annotated[str | None, typer.Option(help="the policy's own .zip, to time its library too")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Time a policy in fewbit's engine and in other runtimes: one process, in turns, medians, one thread each."""
+    from fewbit import bench as b
+    from fewbit.graph.read import read
+    from fewbit.peers import SESSION_OPTIONS
+
+    sizes = [int(n) for n in batch.split(",") if n.isdigit() and int(n) > 0]
+    if len(sizes) != len(batch.split(",")):
+        raise FewbitError(f"--batch {batch}: give sizes with commas, such as 1,16,256")
+    found = b.bench(read(artifact), sizes, against.split(",") if against else None, source)
+    if json:
+        print(jsonlib.dumps(found | {"timings": [asdict(t) for t in found["timings"]], "session_options": SESSION_OPTIONS}))
+        return 0
+    _show(found, sizes)
+    print(f"onnxruntime: {SESSION_OPTIONS}")
+    for name, why in found["skipped"].items():
+        print(f"{name}: not timed: {why}")
+    return 0
+
+
+def _show(found: dict[str, Any], sizes: list[int]) -> None:
+    """A line a runner: microseconds, and how many times fewbit's own."""
+    ours, width = found["timings"][0], 24
+    print(
+        f"{'us a call, (times fewbit)':{width}}" + "".join(f"{f'batch {n}':>18}" for n in sizes) + "  RMS difference from float32"
+    )
+    for t in found["timings"]:
+        cells = "".join(f"{f'{t.us[n]:.2f} ({t.us[n] / ours.us[n]:.1f}x)':>18}" for n in sizes)
+        print(f"{t.name:{width}}{cells}  {t.error:.2%}" + ("" if t.right else " WRONG"))
+    print(
+        f"{'limit: C++ alone':{width}}"
+        + "".join(f"{found['bare_us'][n]:>11.2f}       " for n in sizes)
+        + f"  {found['instruction_set']}"
+    )
+    print(f"{'an empty call':{width}}{found['empty_call_us']:>11.3f}")
