@@ -6,7 +6,7 @@ namespace {
 
 struct Vector : Vector128 {
   static constexpr int BEST = 2;
-  static constexpr bool HAS_BYTES = false;
+  static constexpr bool HAS_BYTES = false, HAS_NIBBLES = false;
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot2(s, x, w); }
 };
 

@@ -6,7 +6,7 @@ namespace {
 
 struct Vector : Vector128 {
   static constexpr int BEST = 4;
-  static constexpr bool HAS_BYTES = true;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = false;
   static Codes dot4(Codes s, Codes x, Codes w) { return vdotq_s32(s, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w)); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }
 };

@@ -16,17 +16,6 @@ constexpr ptrdiff_t SLACK = 64;
 char* aligned(char* p) { return p + (-reinterpret_cast<uintptr_t>(p) & 63); }
 
 template <class T>
-bool load_floats(const T* in, float* out, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t stride) {
-  bool bad = false;
-  for (ptrdiff_t r = 0; r < rows; r++, in += n, out += stride)
-    for (ptrdiff_t i = 0; i < n; i++) {
-      out[i] = (float)in[i];
-      bad |= in[i] != in[i];
-    }
-  return bad;
-}
-
-template <class T>
 ptrdiff_t first_nan(const T* in, ptrdiff_t n) {
   return std::find_if(in, in + n, [](T v) { return v != v; }) - in;
 }
@@ -50,13 +39,14 @@ void Engine::block(char* arena, const Source* inputs, void* const* outputs, ptrd
   for (size_t k = 0; k < program.inputs.size(); k++) {
     const Register& r = program.reg(program.inputs[k]);
     char* to = program.place(program.inputs[k]).at(frame);
-    const ptrdiff_t n = r.inner;
+    const ptrdiff_t n = r.inner, size = size_of(inputs[k].type);
     bool bad = false;
-    if (inputs[k].type == Type::f64) bad = load_floats(static_cast<const double*>(inputs[k].data) + first * n, reinterpret_cast<float*>(to), rows, n, r.stride);
-    else if (r.type == Type::f32) bad = load_floats(static_cast<const float*>(inputs[k].data) + first * n, reinterpret_cast<float*>(to), rows, n, r.stride);
-    else
-      for (ptrdiff_t i = 0; i < rows; i++)
-        memcpy(to + i * r.row_bytes(), static_cast<const char*>(inputs[k].data) + (first + i) * n * size_of(r.type), (size_t)(n * size_of(r.type)));
+    for (ptrdiff_t i = 0; i < rows; i++, to += r.row_bytes()) {
+      const char* from = static_cast<const char*>(inputs[k].data) + (first + i) * n * size;
+      if (inputs[k].type == Type::f64) bad |= program.kernels.load_doubles(reinterpret_cast<const double*>(from), reinterpret_cast<float*>(to), n);
+      else if (r.type == Type::f32) bad |= program.kernels.load(reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), n);
+      else memcpy(to, from, (size_t)(n * size));
+    }
     if (bad) {
       const ptrdiff_t at = inputs[k].type == Type::f64 ? first_nan(static_cast<const double*>(inputs[k].data) + first * n, rows * n)
                                                        : first_nan(static_cast<const float*>(inputs[k].data) + first * n, rows * n);

@@ -117,6 +117,19 @@ inline void dequantize_flat(Type t, const char* x, int zero, const float* scale,
   });
 }
 
+template <class T>
+inline bool load_flat(const T* __restrict x, float* __restrict y, ptrdiff_t n) {
+  uint32_t bad = 0;  // in integers, which every compiler adds up in vectors
+  for (ptrdiff_t i = 0; i < n; i++) {
+    const float v = (float)x[i];
+    uint32_t bits;
+    __builtin_memcpy(&bits, &v, 4);
+    y[i] = v;
+    bad |= (bits & 0x7fffffffu) > 0x7f800000u;
+  }
+  return bad;
+}
+
 inline void widen_flat(Type t, const char* x, int16_t* y, ptrdiff_t n) {
   const auto* u = reinterpret_cast<const uint8_t*>(x);
   const auto* s = reinterpret_cast<const int8_t*>(x);

@@ -16,7 +16,8 @@ constexpr int size_of(Type t) {
 }
 
 // y[o] = finish(bias[o] + sum over k of dot(x[k], w[k][o])), where x is read four bytes (one k) at a time:
-// four 8-bit codes, two 16-bit codes, or one float. weight: [out / 16][k][16] of four bytes each.
+// four 8-bit codes, two 16-bit codes, or one float. weight: [out / 16][k][16] of four bytes each; of nibbles, a k of weights
+// serves two of x: its four low nibbles, then its four high ones.
 struct Linear {
   const void* weight;
   const void* bias;        // [out padded] int32, with the zero points' share in it; float for floats
@@ -69,8 +70,13 @@ struct Kernels {
   bool signed_bytes;  // x of the 8-bit product is signed (Arm), not unsigned (x86)
 
   void (*linear_bytes)(const Linear&, const char* x, char* y, int rows);
+  void (*linear_nibbles)(const Linear&, const char* x, char* y, int rows);  // null: unpacked at load
   void (*linear_words)(const Linear&, const char* x, char* y, int rows);
   void (*linear_floats)(const Linear&, const char* x, char* y, int rows);
+
+  // Observations of float32 or float64 become float32; is one of them NaN? Any n.
+  bool (*load)(const float* x, float* y, ptrdiff_t n);
+  bool (*load_doubles)(const double* x, float* y, ptrdiff_t n);
 
   // n is a multiple of 16 elements in all of these.
   void (*table)(const Table&, const int16_t* x, char* y, ptrdiff_t n);

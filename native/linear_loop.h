@@ -51,14 +51,16 @@ inline void tile(const Linear& l, int first, const char* x, char* y) {
   });
   const auto flip = V::splat(l.flip);
   const auto step = [&](int k, auto d) FEWBIT_INLINE {  // the rows' codes wait in registers, the weights pass through one
-    typename V::Codes codes[ROWS];
-    each<ROWS>([&](auto r) FEWBIT_INLINE {
-      codes[r] = V::broadcast(x + r * l.x_stride + k * 4);
-      if constexpr (Dot::flips) codes[r] = V::flip(codes[r], flip);
-    });
-    each<COLS>([&](auto c) FEWBIT_INLINE {
-      const auto loaded = V::load(w[c] + (ptrdiff_t)k * (BLOCK * 4));
-      each<ROWS>([&](auto r) FEWBIT_INLINE { sum[d][r][c] = Dot::dot(sum[d][r][c], codes[r], loaded); });
+    each<Dot::PARTS>([&](auto part) FEWBIT_INLINE {
+      typename V::Codes codes[ROWS];
+      each<ROWS>([&](auto r) FEWBIT_INLINE {
+        codes[r] = V::broadcast(x + r * l.x_stride + (k * Dot::PARTS + part) * 4);
+        if constexpr (Dot::flips) codes[r] = V::flip(codes[r], flip);
+      });
+      each<COLS>([&](auto c) FEWBIT_INLINE {
+        const auto loaded = Dot::template unpack<part>(V::load(w[c] + (ptrdiff_t)k * (BLOCK * 4)));
+        each<ROWS>([&](auto r) FEWBIT_INLINE { sum[d][r][c] = Dot::dot(sum[d][r][c], codes[r], loaded); });
+      });
     });
   };
   int k = 0;
@@ -103,6 +105,9 @@ void linear(const Linear& l, const char* x, char* y, int rows) {
 template <class V, bool WORDS, bool FLIPS>
 struct IntegerDot {
   using Sum = typename V::Codes;
+  static constexpr int PARTS = 1;
+  template <int PART>
+  static Sum unpack(Sum w) { return w; }
   static constexpr bool flips = FLIPS;
   static Sum load_sum(const void* bias, int o) { return V::load(static_cast<const int32_t*>(bias) + o); }
   static Sum zero() { return V::splat(0); }
@@ -131,6 +136,9 @@ struct IntegerDot {
 template <class V>
 struct FloatDot {
   using Sum = typename V::Floats;
+  static constexpr int PARTS = 1;
+  template <int PART>
+  static typename V::Codes unpack(typename V::Codes w) { return w; }
   static constexpr bool flips = false;
   static Sum load_sum(const void* bias, int o) { return V::load_floats(static_cast<const float*>(bias) + o); }
   static Sum zero() { return V::as_floats(V::splat(0)); }
@@ -139,6 +147,22 @@ struct FloatDot {
   template <int COLS>
   FEWBIT_INLINE static void finish(const Linear&, int o, Sum (&s)[COLS], char* y) {
     each<COLS>([&](auto c) FEWBIT_INLINE { V::store_floats(s[c], reinterpret_cast<float*>(y) + o + c * V::LANES); });
+  }
+};
+
+// 4-bit weights, two steps of k in a vector: a nibble in the upper half of its byte is 16 times its code, and so is the sum,
+// exactly; one shift puts that right (docs/engine.md: why in registers, and why not everywhere).
+template <class V, bool FLIPS>
+struct NibbleDot : IntegerDot<V, false, FLIPS> {
+  using Base = IntegerDot<V, false, FLIPS>;
+  using Sum = typename V::Codes;
+  static constexpr int PARTS = 2;
+  template <int PART>
+  static Sum unpack(Sum w) { return V::high_nibbles(PART ? w : V::template shift_left<4>(w)); }
+  template <int COLS>
+  FEWBIT_INLINE static void finish(const Linear& l, int o, Sum (&s)[COLS], char* y) {
+    each<COLS>([&](auto c) FEWBIT_INLINE { s[c] = V::template shift_right<4>(s[c]); });
+    Base::template finish<COLS>(l, o, s, y);
   }
 };
 

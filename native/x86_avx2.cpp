@@ -5,6 +5,7 @@ namespace fewbit {
 namespace {
 
 struct Vector : Vector256 {
+  static constexpr bool HAS_NIBBLES = false;
   static constexpr int ROWS = 2, BEST = 2;  // what any 8-bit weights may use: 16-bit products
   static Codes dot4(Codes s, Codes x, Codes w) {
     return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));

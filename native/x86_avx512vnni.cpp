@@ -8,7 +8,7 @@ namespace {
 
 struct Vector {
   static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4, TOGETHER = 4;
-  static constexpr bool HAS_BYTES = true;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = true;
   using Codes = __m512i;
   using Floats = __m512;
 
@@ -22,6 +22,11 @@ struct Vector {
   static Codes flip(Codes x, Codes f) { return _mm512_xor_si512(x, f); }
   static Codes add(Codes a, Codes b) { return _mm512_add_epi32(a, b); }
   static Codes dot4(Codes s, Codes x, Codes w) { return _mm512_dpbusd_epi32(s, x, w); }
+  static Codes high_nibbles(Codes w) { return _mm512_and_si512(w, _mm512_set1_epi8((char)0xF0)); }
+  template <int N>
+  static Codes shift_left(Codes w) { return _mm512_slli_epi32(w, N); }
+  template <int N>
+  static Codes shift_right(Codes s) { return _mm512_srai_epi32(s, N); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm512_dpwssd_epi32(s, x, w); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }
   template <class T>

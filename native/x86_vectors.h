@@ -18,6 +18,11 @@ struct Vector256 {
   static Codes broadcast(const char* p) { return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p))); }
   static Codes flip(Codes x, Codes f) { return _mm256_xor_si256(x, f); }
   static Codes add(Codes a, Codes b) { return _mm256_add_epi32(a, b); }
+  static Codes high_nibbles(Codes w) { return _mm256_and_si256(w, _mm256_set1_epi8((char)0xF0)); }
+  template <int N>
+  static Codes shift_left(Codes w) { return _mm256_slli_epi32(w, N); }
+  template <int N>
+  static Codes shift_right(Codes s) { return _mm256_srai_epi32(s, N); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_add_epi32(s, _mm256_madd_epi16(x, w)); }
   template <class T>
   static void own(T& v) { asm("" : "+x"(v)); }
