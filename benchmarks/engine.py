@@ -31,7 +31,8 @@ def network(sizes: list[int], activation: str, path: Path) -> None:
         if k < len(sizes) - 2:
             nodes.append(helper.make_node(activation, [x], [f"a{k}"], name=f"activation{k}"))
             x = f"a{k}"
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", d]) for n, d in (("observation", sizes[0]), (x, sizes[-1]))]
+    ends = (("observation", sizes[0]), (x, sizes[-1]))
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", d]) for n, d in ends]
     graph = helper.make_graph(nodes, "policy", values[:1], values[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
@@ -46,8 +47,10 @@ def row(name: str, artifact: Path, isa: str) -> str:
     gmacs = found["multiply_accumulates"] * 256 / ours[256] / 1e3
     peak = _native.peak(isa) / 1e9
     cells = [name, isa, f"{found['bare_us'][1]:.2f}", f"{found['empty_call_us']:.3f}", f"{ours[1]:.2f}"]
-    cells += [f"{theirs[best[1]][1]:.1f} ({best[1]})", f"**{theirs[best[1]][1] / ours[1]:.1f}x**", f"{ours[256]:.1f}"]
-    cells += [f"{theirs[best[256]][256]:.1f} ({best[256]})", f"**{theirs[best[256]][256] / ours[256]:.1f}x**"]
+    for n in (1, 256):
+        least = theirs[best[n]][n]
+        cells += [f"{ours[n]:.2f}"] if n == 256 else []
+        cells += [f"{least:.1f} ({best[n]})", f"**{least / ours[n]:.1f}x**"]
     cells += [f"{gmacs:.0f} of {peak:.0f} ({gmacs / peak:.0%})", f"{floats[1]:.2f} / {ort[1]:.1f} (**{ort[1] / floats[1]:.1f}x**)"]
     return "| " + " | ".join(cells) + " |"
 

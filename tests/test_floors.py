@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import corpus
+import numpy as np
 from conftest import ROOT
 
 FLOORS = [
@@ -11,7 +13,7 @@ FLOORS = [
     {"solvers"},
     {"graph"},
     {"sources", "engine", "train"},
-    {"targets", "rl", "llm", "machine"},
+    {"targets", "rl", "llm", "machine", "peers"},
     {"artifact", "ladder", "plan", "bench", "diff"},
     {"pipeline"},
     {"report"},
@@ -34,8 +36,17 @@ def test_no_import_climbs():
                     assert FLOOR[other] < FLOOR[room] or (FLOOR[other] == FLOOR[room] == 0), f"{path.name} imports {name}"
 
 
-def test_the_engine_needs_no_torch():
+def test_the_engine_needs_numpy_ml_dtypes_and_onnx_alone(tmp_path):
+    """And onnx_ir, which is made of these: no torch, no gymnasium, no other runtime, nothing of the command line."""
+    path = tmp_path / "policy.onnx"
+    g = corpus.Graph(1)
+    weight = np.ones((2, 3), np.int8)
+    path.write_bytes(g.case("policy", g.gemm(g.entry("int16", 3, 0.5), 0.5, weight, np.ones(2), None)).model.SerializeToString())
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['gymnasium'] = None; import fewbit.engine.load, fewbit.numerics.semantics"
+        "import sys\n"
+        "for name in ('torch', 'gymnasium', 'onnxruntime', 'typer', 'rich', 'scipy'): sys.modules[name] = None\n"
+        "import fewbit, numpy\n"
+        f"print(fewbit.load({str(path)!r})(numpy.ones(3, numpy.float32)))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[3. 3.]", done.stderr
