@@ -181,8 +181,8 @@ Step make_dequantize(Arguments& a, Program& p) {
 }
 
 Step make_binary(Arguments& a, Program& p) {
-  const auto op = (Binary)a.integer(0, (int64_t)Binary::max);
   const int x = a.reg(), z = a.reg(), y = a.reg();
+  const auto op = (Binary)a.integer(0, (int64_t)Binary::max);
   for (int i : {x, z, y}) need(p.reg(i).type == Type::f32 && alike(p.reg(i), p.reg(y)), "a float operation's registers");
   const auto run = p.kernels.binary;
   return rows_of_two(p, x, z, y, [=](const char* u, const char* v, char* w, ptrdiff_t n) {
@@ -191,8 +191,8 @@ Step make_binary(Arguments& a, Program& p) {
 }
 
 Step make_unary(Arguments& a, Program& p) {
-  const auto op = (Unary)a.integer(0, (int64_t)Unary::leaky_relu);
   const int x = a.reg(), y = a.reg();
+  const auto op = (Unary)a.integer(0, (int64_t)Unary::leaky_relu);
   need(p.reg(x).type == Type::f32 && p.reg(y).type == Type::f32 && alike(p.reg(x), p.reg(y)), "a float function's registers");
   need(!p.reg(x).constant, "a float function's registers");
   const auto alpha = a.scalar<float>();

@@ -8,6 +8,7 @@ import corpus
 import numpy as np
 
 from fewbit.engine import native, reference
+from fewbit.engine.flatten import TYPES, flatten
 from fewbit.engine.lower import lower
 from fewbit.graph.read import prepare
 
@@ -27,9 +28,9 @@ def _bytes(content: bytes) -> bytes:
 def _case(program, feeds: dict[str, np.ndarray]) -> bytes:
     wanted = reference.run(program, feeds)
     names = tuple(s.out for s in program.steps)
-    flat, _ = native.flatten(replace(program, outputs=names))
+    flat = native.to_bytes(flatten(replace(program, outputs=names), native.BLOCK))
     arrays = [np.ascontiguousarray(feeds[k], program.input_dtypes[k]) for k in program.inputs]
     parts = [_bytes(flat), struct.pack("<qq", len(arrays[0]), len(arrays))]
-    parts += [struct.pack("<q", native.TYPES.index(a.dtype)) + _bytes(a.tobytes()) for a in arrays]
+    parts += [struct.pack("<q", TYPES.index(a.dtype)) + _bytes(a.tobytes()) for a in arrays]
     parts += [struct.pack("<q", len(names)), *(_bytes(np.ascontiguousarray(wanted[n]).tobytes()) for n in names)]
     return b"".join(parts)

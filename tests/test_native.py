@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import fewbit
 from fewbit import FewbitError, _native
 from fewbit.engine import native, reference
+from fewbit.engine.flatten import UNARY, flatten
 from fewbit.engine.lower import lower
 from fewbit.graph.read import prepare
 
@@ -168,10 +169,10 @@ def test_a_float_policy_runs_within_float32(tmp_path):
     from fewbit.engine.float_ops import OPS
 
     x = np.concatenate([np.linspace(-100, 100, 4001), np.geomspace(1e-8, 1, 100)]).astype(np.float32)[:, None]
-    for op in native.UNARY:
+    for op in UNARY:
         g = corpus.Graph(1)
         model = g.case(op, g.op(op, g.input(x))).model
-        alpha = {"alpha": native.UNARY[op]}
+        alpha = {"alpha": UNARY[op]}
         with np.errstate(over="ignore"):
             wanted = OPS[op](alpha, x.astype(np.float64))
             clipped = wanted.astype(np.float32)
@@ -192,7 +193,8 @@ def test_what_it_cannot_run_is_refused_by_name():
 
 
 def test_damaged_bytes_are_refused(policy_path):
-    flat, shapes = native.flatten(lower(prepare(onnx.load(policy_path))))
+    made = flatten(lower(prepare(onnx.load(policy_path))), native.BLOCK)
+    flat, shapes = native.to_bytes(made), [o.shape for o in made.outputs]
     for cut in range(0, len(flat) - 1, 7):
         with pytest.raises(FewbitError):
             _native.Engine(flat[:cut], {"x0": (5,)}, shapes, "")

@@ -1,0 +1,416 @@
+"""A Program made flat: registers of rows and steps over them, every move a copy with its runs, for engines that cannot shape.
+
+Only what the outputs need is kept. Every register is rows of `count` vectors of `inner` elements, a vector padded to `block`.
+Whatever moves values about (Transpose, Slice, Concat, …) is done here once to the elements' numbers, and becomes one copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fewbit.engine import patches, reference
+from fewbit.engine.float_ops import MOVES, OPS
+from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
+from fewbit.errors import FewbitError
+
+TYPES = [np.dtype(t) for t in ("uint8", "int8", "uint16", "int16", "int32", "int64", "float32", "float64")]
+BINARY = ["Add", "Sub", "Mul", "Div", "Min", "Max"]
+UNARY = {
+    "Relu": 0.0,
+    "Neg": 0.0,
+    "Abs": 0.0,
+    "Tanh": 0.0,
+    "Sigmoid": 0.0,
+    "Exp": 0.0,
+    "Elu": 1.0,
+    "Softplus": 0.0,
+    "LeakyRelu": 0.01,
+}  # with the alpha that ONNX defaults to
+MOVING = MOVES | {"Expand", "Gather"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """count vectors of inner elements, each padded to a multiple of block."""
+
+    count: int
+    inner: int
+    block: int
+
+    @property
+    def stride(self) -> int:
+        return -(-self.inner // self.block) * self.block
+
+    @property
+    def elements(self) -> int:
+        return self.count * self.inner
+
+    def places(self) -> np.ndarray:
+        """Where each element lies in a row's storage."""
+        e = np.arange(self.elements)
+        return e // self.inner * self.stride + e % self.inner
+
+
+@dataclass(frozen=True)
+class Register:
+    """shape is without the batch; held: a constant's content [count, stride]."""
+
+    id: int
+    shape: tuple[int, ...]
+    layout: Layout
+    dtype: np.dtype
+    held: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step: its operation's name, the numbers of its registers (the last is written), and what else it needs, in order."""
+
+    operation: str
+    registers: tuple[int, ...]
+    arguments: tuple[Any, ...]  # int or np.ndarray
+
+
+@dataclass(frozen=True)
+class Flat:
+    registers: list[Register]
+    inputs: list[Register]
+    outputs: list[Register]
+    calls: list[Call]
+
+
+def flatten(program: Program, block: int) -> Flat:
+    """Refuses by name what cannot be made flat."""
+    return _Flattener(program, block).flat()
+
+
+class _Flattener:
+    def __init__(self, program: Program, block: int):
+        self.program, self.block = program, block
+        self.one, self.two = (_probe(program, n) for n in (1, 2))
+        self.makers = {s.out: s for s in program.steps}
+        self.batched = set(program.inputs)
+        for s in program.steps:
+            if any(i in self.batched for i in _inputs(s)):
+                self.batched.add(s.out)
+        self.registers: list[Register] = []
+        self.calls: list[Call] = []
+        self.made: dict[str, Register] = {}
+
+    def flat(self) -> Flat:
+        for name, shape in self.program.inputs.items():
+            self.made[name] = self._new(shape, self.program.input_dtypes[name])
+        outputs = [self._need(name) for name in self.program.outputs]
+        return Flat(self.registers, [self.made[name] for name in self.program.inputs], outputs, self.calls)
+
+    def _layout(self, count: int, inner: int) -> Layout:
+        return Layout(count, inner, self.block)
+
+    # ---- registers
+
+    def _new(self, shape: tuple[int, ...], dtype: np.dtype, layout: Layout | None = None, held: np.ndarray | None = None):
+        if dtype not in TYPES:
+            raise FewbitError(f"a tensor of {dtype} is not run by the native engine; use executor='reference'")
+        layout = layout or self._layout(1, max(int(np.prod(shape)), 1))
+        if held is not None:
+            row = np.zeros((layout.count, layout.stride), dtype)
+            row[:, : layout.inner] = held.reshape(layout.count, layout.inner)
+            held = row
+        self.registers.append(Register(len(self.registers), tuple(shape), layout, np.dtype(dtype), held))
+        return self.registers[-1]
+
+    def _step(self, operation: str, registers: tuple[int, ...], *arguments: Any) -> None:
+        self.calls.append(Call(operation, registers, arguments))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        one, two = self.one[name].shape, self.two[name].shape
+        if name in self.batched and (not one or (one[0], two[0]) != (1, 2) or one[1:] != two[1:]):
+            raise FewbitError(f"value {name}: its first dimension is not the batch; use executor='reference'")
+        return one[1:] if name in self.batched else one
+
+    def _need(self, name: str) -> Register:
+        if name not in self.made:
+            if name not in self.batched:
+                value = self.one[name]
+                self.made[name] = self._new(value.shape, value.dtype, held=value)
+            else:
+                self.made[name] = self._make(self.makers[name])
+        return self.made[name]
+
+    def _vectors(self, r: Register, count: int) -> Register:
+        """The same elements as count vectors; a copy where they lie otherwise."""
+        layout = self._layout(count, r.layout.elements // count)
+        return r if r.layout == layout else self._copied([(r, np.arange(layout.elements))], r.shape, layout)
+
+    def _copied(self, parts: list[tuple[Register, np.ndarray]], shape: tuple[int, ...], layout: Layout | None = None, fill=0):
+        """A new register whose elements are the parts' numbered ones, one part after the other; -1 is the fill."""
+        out = self._new(shape, parts[0][0].dtype, layout)
+        to, start = out.layout.places(), 0
+        for r, numbers in parts:
+            source = np.where(numbers < 0, -1, r.layout.places()[np.maximum(numbers, 0)])
+            runs = _runs(to[start : start + len(numbers)], source)
+            self._step("copy", (r.id, out.id), fill, runs)
+            start += len(numbers)
+        return out
+
+    def _broadcast(self, r: Register, name: str, shape: tuple[int, ...], layout: Layout) -> Register:
+        """r as an operand of that shape and layout."""
+        if name not in self.batched:
+            value = np.broadcast_to(_behind_batch(self.one[name], len(shape)), shape)
+            return self._new(shape, r.dtype, layout, value)
+        if (r.shape, r.layout) == (shape, layout):
+            return r
+        numbers = np.arange(r.layout.elements).reshape((1,) * (len(shape) - len(r.shape)) + r.shape)
+        return self._copied([(r, np.broadcast_to(numbers, shape).reshape(-1))], shape, layout)
+
+    def _patched(self, x: Register, which: np.ndarray, fill: int) -> Register:
+        layout = self._layout(int(np.prod(which.shape[:-1])), which.shape[-1])
+        return self._copied([(x, which.reshape(-1))], which.shape, layout, fill)
+
+    # ---- steps
+
+    def _make(self, step) -> Register:
+        match step:
+            case Float():
+                return self._float(step)
+            case Linear():
+                return self._linear(step)
+            case Patches():
+                x = self._need(step.x)
+                which = patches.numbers(x.shape, step.window, step.channels_last)
+                return self._patched(x, which, step.fill)
+            case Add() | Multiply():
+                a, b = (self._operand(k, step) for k in (step.a, step.b))
+                out = self._new(a.shape, np.dtype(step.format.dtype), a.layout)
+                three = (a.id, b.id, out.id)
+                if isinstance(step, Add):
+                    self._step("add", three, *step.zeros, step.m_a, step.m_b, step.shift, step.zero_point)
+                else:
+                    self._step("multiply", three, *step.zeros, step.m, step.shift, step.zero_point)
+                return out
+        x = self._need(step.x)
+        dtype = np.dtype(np.float32 if isinstance(step, Dequantize) else step.format.dtype)
+        out = self._new(x.shape, dtype, x.layout)
+        ids = (x.id, out.id)
+        match step:
+            case Quantize():
+                self._step("quantize", ids, np.array([step.scale], np.float32), step.zero_point)
+            case Table():
+                c = step.segments.c
+                rest = (step.segments.guard, step.m, step.shift, step.zero_point)
+                self._step("table", ids, c.shape[1], c.shape[0] - 1, c.astype(np.int16).reshape(-1), *rest)
+            case Lookup():
+                self._step("lookup", ids, step.table.astype(np.int32))
+            case Rescale():
+                self._step("rescale", ids, step.zero_input, step.m, step.shift, step.zero_point)
+            case Dequantize():
+                scale = np.asarray(step.scale, np.float32).reshape(-1)
+                if scale.size > 1:
+                    rows = np.broadcast_to(step.scale, x.shape).reshape(x.layout.count, x.layout.inner)
+                    scale = np.pad(rows, ((0, 0), (0, x.layout.stride - x.layout.inner))).reshape(-1)
+                self._step("dequantize", ids, step.zero_point, scale)
+        return out
+
+    def _operand(self, name: str, step) -> Register:
+        """An operand of the step, broadcast to its output."""
+        r, shape = self._need(name), self._shape(step.out)
+        first = next((self._need(k) for k in (step.a, step.b) if k in self.batched and self._shape(k) == shape), None)
+        return self._broadcast(r, name, shape, first.layout if first else self._layout(1, int(np.prod(shape))))
+
+    def _linear(self, step: Linear) -> Register:
+        x, shape = self._need(step.x), self._shape(step.out)
+        count = int(np.prod(shape[:-1]))
+        x = self._vectors(x, count)
+        dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
+        out = self._new(shape, dtype, self._layout(count, shape[-1]))
+        finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
+        if step.exit_scale is not None:
+            finish = (np.broadcast_to(step.exit_scale.astype(np.float32), shape[-1:]),)
+        first = (step.weight.astype(np.int16), step.bias.astype(np.int64), step.zero_input, int(step.exit_scale is not None))
+        self._step("linear", (x.id, out.id), *first, *finish)
+        return out
+
+    def _float(self, step: Float) -> Register:
+        op, names = step.op, [i for i in step.inputs if i is not None]
+        if op == "Identity":
+            return self._need(names[0])
+        if op in MOVING:
+            return self._move(step)
+        if op == "Concat":
+            return self._concat(step)
+        if op in BINARY:
+            out = self._operate(op, names[0], names[1], step)
+            for k, other in enumerate(names[2:]):
+                out = self._operate(op, out, other, step, k)
+            return out
+        if op == "Clip":
+            return self._clip(step)
+        if op in UNARY:
+            x = self._need(names[0])
+            out = self._new(x.shape, np.dtype(np.float32), x.layout)
+            alpha = np.array([step.attributes.get("alpha", UNARY[op])], np.float32)
+            self._step("unary", (x.id, out.id), list(UNARY).index(op), alpha)
+            return out
+        special: dict[str, Callable[[Float], Register]] = {
+            "Cast": self._cast,
+            "Gemm": self._gemm,
+            "MatMul": self._gemm,
+            "Conv": self._conv,
+            "ArgMax": lambda s: self._reduce("argmax", s, (s.attributes.get("axis", 0),)),
+            "ReduceMean": lambda s: self._reduce("mean", s, tuple(int(i) for i in s.inputs[1])),
+        }
+        if op not in special:
+            raise FewbitError(f"operator {op} is not run by the native engine; use executor='reference' or 'onnxruntime'")
+        return special[op](step)
+
+    def _move(self, step: Float) -> Register:
+        """What moves values does to their numbers what it would do to them."""
+        x = self._need(step.inputs[0])
+        numbers = np.arange(x.layout.elements).reshape(1, *x.shape)
+        rest = [self.one[i] if isinstance(i, str) else i for i in step.inputs[1:]]
+        moved = OPS[step.op](step.attributes, numbers, *rest).reshape(-1)
+        shape = self._shape(step.out)
+        if np.array_equal(moved, np.arange(x.layout.elements)):
+            return Register(x.id, shape, x.layout, x.dtype)
+        return self._copied([(x, moved)], shape)
+
+    def _concat(self, step: Float) -> Register:
+        shape, rank = self._shape(step.out), len(self.one[step.out].shape)
+        axis = step.attributes["axis"] % rank
+        if axis == 0 or any(not isinstance(i, str) or i not in self.batched for i in step.inputs):
+            raise FewbitError(f"value {step.out}: a Concat with constants or over the batch needs executor='reference'")
+        parts = [self._need(i) for i in step.inputs]
+        starts = np.cumsum([0, *(p.layout.elements for p in parts)])
+        numbers = [np.arange(p.layout.elements).reshape(1, *p.shape) + s for p, s in zip(parts, starts, strict=False)]
+        order = np.concatenate(numbers, axis).reshape(-1)
+        flat = self._copied([(p, np.arange(p.layout.elements)) for p in parts], shape)
+        return flat if np.array_equal(order, np.arange(len(order))) else self._copied([(flat, order)], shape)
+
+    def _operate(self, op: str, a, b, step: Float, again: int | None = None) -> Register:
+        """One float operation of two values, each a name, an array or a register made before."""
+        shape = self._shape(step.out)
+        known = [v if isinstance(v, Register) else self._need(v) if isinstance(v, str) else None for v in (a, b)]
+        live = [r for r, v in zip(known, (a, b), strict=True) if r is not None and (not isinstance(v, str) or v in self.batched)]
+        layout = next((r.layout for r in live if r.shape == shape), self._layout(1, max(int(np.prod(shape)), 1)))
+        ids = [self._float_operand(v, r, shape, layout).id for v, r in zip((a, b), known, strict=True)]
+        out = self._new(shape, np.dtype(np.float32), layout)
+        self._step("binary", (*ids, out.id), BINARY.index(op))
+        return out
+
+    def _float_operand(self, value, register: Register | None, shape: tuple[int, ...], layout: Layout) -> Register:
+        if isinstance(value, str) and register is not None:
+            return self._broadcast(register, value, shape, layout)
+        if register is not None:
+            return register
+        held = np.broadcast_to(_behind_batch(value, len(shape)), shape)
+        return self._new(shape, np.dtype(np.float32), layout, held.astype(np.float32))
+
+    def _clip(self, step: Float) -> Register:
+        x, *limits = step.inputs
+        out = self._need(x)
+        for op, limit in zip(("Max", "Min"), limits, strict=False):
+            if limit is not None:
+                out = self._operate(op, out, limit, step)
+        return out
+
+    def _cast(self, step: Float) -> Register:
+        x, dtype = self._need(step.inputs[0]), self.one[step.out].dtype
+        if x.dtype == dtype:
+            return x
+        out = self._new(x.shape, dtype, x.layout)
+        self._step("cast", (x.id, out.id))
+        return out
+
+    def _gemm(self, step: Float) -> Register:
+        x, w, *b = step.inputs
+        if not isinstance(w, np.ndarray) or (b and not isinstance(b[0], np.ndarray)):
+            raise FewbitError(f"value {step.out}: a Gemm of two computed values needs executor='reference'")
+        w = w if step.attributes.get("transB") else w.T
+        shape = self._shape(step.out)
+        bias = np.broadcast_to(b[0].reshape(-1) if b else np.float32(0), shape[-1:])
+        return self._linear_floats(self._need(x), w, bias, shape)
+
+    def _linear_floats(self, x: Register, w: np.ndarray, bias: np.ndarray, shape: tuple[int, ...]) -> Register:
+        count = int(np.prod(shape[:-1]))
+        source = self._vectors(x, count)
+        out = self._new(shape, np.dtype(np.float32), self._layout(count, shape[-1]))
+        bias = np.broadcast_to(bias, shape[-1:]).astype(np.float32)
+        self._step("linear_floats", (source.id, out.id), w.astype(np.float32), bias)
+        return out
+
+    def _conv(self, step: Float) -> Register:
+        name, w, *b = step.inputs
+        if not isinstance(w, np.ndarray) or (b and b[0] is not None and not isinstance(b[0], np.ndarray)):
+            raise FewbitError(f"value {step.out}: a Conv with computed weights needs executor='reference'")
+        x, seen = self._need(name), patches.window(step.attributes, w.shape[2:], step.out)
+        which = patches.numbers(x.shape, seen, False)
+        patched = self._copied_floats(x, which)
+        bias = b[0] if b and b[0] is not None else np.zeros(len(w), np.float32)
+        y = self._linear_floats(patched, w.reshape(len(w), -1), bias, (*which.shape[:-1], len(w)))
+        order = np.moveaxis(np.arange(y.layout.elements).reshape(y.shape), -1, 0).reshape(-1)
+        return self._copied([(y, order)], self._shape(step.out))
+
+    def _copied_floats(self, x: Register, which: np.ndarray) -> Register:
+        """Patches of floats, whose padding is one more register's zero."""
+        if (which >= 0).all():
+            return self._patched(x, which, 0)
+        zero = self._new((1,), x.dtype, held=np.zeros(1, np.float32))
+        out = self._patched(x, np.where(which < 0, 0, which), 0)
+        self.calls.pop()
+        to, flat = out.layout.places(), which.reshape(-1)
+        for r, some in ((x, flat >= 0), (zero, flat < 0)):
+            source = r.layout.places()[np.maximum(flat[some], 0)]
+            self._step("copy", (r.id, out.id), 0, _runs(to[some], source))
+        return out
+
+    def _reduce(self, operation: str, step: Float, axes: tuple[int, ...]) -> Register:
+        """ArgMax or mean over the axes, which are moved last."""
+        x, rank = self._need(step.inputs[0]), len(self.one[step.inputs[0]].shape)
+        axes = tuple(a % rank for a in axes)
+        if 0 in axes:
+            raise FewbitError(f"value {step.out}: {step.op} over the batch needs executor='reference'")
+        kept = [a for a in range(1, rank) if a not in axes]
+        numbers = np.arange(x.layout.elements).reshape(1, *x.shape).transpose([0, *kept, *axes])
+        count = max(int(np.prod([x.shape[a - 1] for a in kept])), 1)
+        inner = x.layout.elements // count
+        ordered = np.array_equal(numbers.reshape(-1), np.arange(x.layout.elements))
+        source = (
+            self._vectors(x, count) if ordered else self._copied([(x, numbers.reshape(-1))], x.shape, self._layout(count, inner))
+        )
+        out = self._new(self._shape(step.out), self.one[step.out].dtype, self._layout(1, count))
+        self._step(operation, (source.id, out.id))
+        return out
+
+
+def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
+    """Every register for a batch of zeros: its shape, dtype, and value where no input reaches it."""
+    return reference.run(program, {k: np.zeros((rows, *s), program.input_dtypes[k]) for k, s in program.inputs.items()})
+
+
+def _inputs(step) -> list[str]:
+    if isinstance(step, Float):
+        return [i for i in step.inputs if isinstance(i, str)]
+    return [step.a, step.b] if isinstance(step, Add | Multiply) else [step.x]
+
+
+def _behind_batch(value: np.ndarray, rank: int) -> np.ndarray:
+    """A constant operand without the batch dimension, if it has one."""
+    value = np.asarray(value)
+    if value.ndim > rank:
+        if value.shape[0] != 1:
+            raise FewbitError("a constant that differs along the batch needs executor='reference'")
+        return value[0]
+    return value
+
+
+def _runs(to: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """int32 triples (to, from, length) of the stretches in which both advance by one; from -1: the fill."""
+    if not len(to):
+        return np.zeros(0, np.int32)
+    filled = (source[1:] < 0) & (source[:-1] < 0)
+    joined = (np.diff(to) == 1) & (filled | ((np.diff(source) == 1) & (source[:-1] >= 0)))
+    starts = np.concatenate([[0], np.flatnonzero(~joined) + 1])
+    lengths = np.diff(np.concatenate([starts, [len(to)]]))
+    return np.stack([to[starts], source[starts], lengths], 1).astype(np.int32).reshape(-1)
