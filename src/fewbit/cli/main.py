@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fewbit.cli import bench, diff, evaluate, formats, inspect, plan, quantize
+from fewbit.cli import bench, diff, evaluate, export, formats, inspect, plan, quantize
 from fewbit.errors import FewbitError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("diff")(diff.diff)
+app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("formats")(formats.formats)
 app.command("plan")(plan.plan)

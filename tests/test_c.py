@@ -1,0 +1,169 @@
+"""Exported C gives the reference's bits: corpus, policies, three compilers' flags, cortex-m and big-endian in emulators."""
+
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import fewbit
+from fewbit.engine import reference
+from fewbit.engine.lower import lower
+from fewbit.errors import FewbitError
+from fewbit.graph.read import prepare, read
+from fewbit.targets import c
+
+FEWBIT = [sys.executable, "-c", "from fewbit.cli.main import main; main()"]
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+TRAPPED = ["-fsanitize=undefined", "-fsanitize-trap=all"]  # for clang, whose sanitizers' library is one more package
+BOARDS = {  # cpu: (machine of qemu-system-arm, bytes of flash, bytes of RAM, one corpus case in how many)
+    "cortex-m0": ("microbit", 256 << 10, 16 << 10, 16),
+    "cortex-m4": ("mps2-an386", 4 << 20, 2 << 20, 3),
+    "cortex-m7": ("mps2-an500", 4 << 20, 2 << 20, 3),
+}
+
+
+def needs(*programs: str):
+    missing = [p for p in programs if not shutil.which(p)]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """NAME.c, NAME.h of every corpus case, whose self-test runs the case's own hard inputs."""
+    folder = tmp_path_factory.mktemp("c")
+    for k, case in enumerate(corpus.cases()):
+        made = c.generate(lower(prepare(case.model)), f"case{k}", case.name, tests=case.feeds)
+        for suffix in ("c", "h"):
+            (folder / f"case{k}.{suffix}").write_text(made[suffix])
+    return folder
+
+
+def program(folder: Path, name: str, numbers: list[int], compile_: list[str], link: list[str], entry: str) -> Path:
+    """Compile these cases and an entry that returns how many of them are wrong; link them."""
+    names = [f"case{k}" for k in numbers]
+    text = "".join(f'#include "{n}.h"\n' for n in names) + f"int {entry} {{\n  int wrong = 0;\n"
+    text += "".join(f"  wrong += {n}_self_test() != 0;\n" for n in names) + "  return wrong;\n}\n"
+    (folder / f"{name}.c").write_text(f"int {entry};\n{text}" if entry.startswith("run") else text)
+
+    def one(n: str) -> str:
+        out = f"{n}.{name}.o"
+        done = run(*compile_, "-c", f"{n}.c", "-o", out, cwd=folder)
+        assert done.returncode == 0, done.stderr[:3000]
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(one, [*names, name]))
+    done = run(*(f for f in compile_ if f not in STRICT), *objects, *link, "-o", f"{name}.elf", cwd=folder)
+    assert done.returncode == 0, done.stderr[:3000]
+    return folder / f"{name}.elf"
+
+
+def count(folder: Path) -> int:
+    return len(list(folder.glob("case*.h")))
+
+
+@pytest.mark.parametrize("compiler,level", [("gcc", "-O2"), ("gcc", "-Os"), ("clang", "-O2")])
+def test_the_corpus_on_the_desktop(sources, compiler, level):
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    numbers = list(range(count(sources))) if level == "-O2" else list(range(0, count(sources), 4))
+    checked = SANITIZED if compiler == "gcc" else TRAPPED
+    elf = program(sources, f"{compiler}{level[1:]}".lower(), numbers, [compiler, *STRICT, level, *checked], [], "main(void)")
+    done = run(str(elf))
+    assert done.returncode == 0, (done.returncode, done.stderr[:2000])
+
+
+@pytest.mark.parametrize("cpu", BOARDS)
+@needs("arm-none-eabi-gcc", "qemu-system-arm")
+def test_the_corpus_on_boards(sources, cpu):
+    machine, flash, ram, every = BOARDS[cpu]
+    compiler = ["arm-none-eabi-gcc", *STRICT, "-Os", f"-mcpu={cpu}", "-mthumb", "-ffunction-sections", "-fdata-sections"]
+    board = ROOT / "tests" / "board"
+    link = [str(board / "board.c"), "-nostdlib", "-T", str(board / "board.ld"), "-Wl,--gc-sections", "-lgcc"]
+    link += [f"-Wl,--defsym=FLASH={flash},--defsym=RAM={ram}"]
+    elf = program(sources, cpu.replace("-", ""), list(range(0, count(sources), every)), compiler, link, "run_all(void)")
+    done = run("timeout", "120", "qemu-system-arm", "-M", machine, "-nographic", "-semihosting", "-kernel", str(elf))
+    assert done.returncode == 0, (done.returncode, done.stdout[:500], done.stderr[:500])
+
+
+@needs("s390x-linux-gnu-gcc", "qemu-s390x")
+def test_the_corpus_on_a_big_endian_machine(sources):
+    compiler = ["s390x-linux-gnu-gcc", *STRICT, "-O2"]
+    elf = program(sources, "s390x", list(range(0, count(sources), 2)), compiler, ["-static"], "main(void)")
+    done = run("qemu-s390x", str(elf))
+    assert done.returncode == 0, (done.returncode, done.stderr[:500])
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "policy.onnx"
+    observations = np.random.default_rng(0).normal(0, 1, (500, 17)).astype(np.float32)
+    scheme = fewbit.Scheme(method="rtn")
+    fewbit.quantize(ROOT / "demo" / "halfcheetah.zip", observations=observations, scheme=scheme).save(path)
+    return path
+
+
+def test_ten_thousand_observations(artifact, tmp_path):
+    """The shipped policy, through the exported files as a program would link them; nothing but memcpy and memset is asked for."""
+    done = run(*FEWBIT, "export", str(artifact), "--to", "c", "-o", str(tmp_path), "--json")
+    made = json.loads(done.stdout)
+    assert done.returncode == 0 and [Path(f).name for f in made["files"]] == ["policy.c", "policy.h"], done.stderr
+    assert made["flash_bytes"] < 80_000 and made["ram_bytes"] < 1000
+    assert run("gcc", *STRICT, "-O2", "-shared", "-fPIC", "policy.c", "-o", "policy.so", cwd=tmp_path).returncode == 0
+    wanted = {line.split()[-1] for line in run("nm", "-u", "policy.so", cwd=tmp_path).stdout.splitlines()}
+    assert {w for w in wanted if not w.startswith(("_", "w")) and w.split("@")[0] not in ("memcpy", "memset")} == set()
+    library = ctypes.CDLL(str(tmp_path / "policy.so"))
+    assert library.policy_self_test() == 0
+    observations = np.random.default_rng(1).normal(0, 3, (10_000, 17)).astype(np.float32)
+    program_ = lower(read(artifact))
+    actions = reference.run(program_, {next(iter(program_.inputs)): observations})[program_.outputs[0]]
+    got = np.empty(6, np.float32)
+    pointer = got.ctypes.data_as(ctypes.c_void_p)
+    wrong = 0
+    for o, a in zip(observations, actions, strict=True):
+        library.policy_act(o.ctypes.data_as(ctypes.c_void_p), pointer)
+        wrong += not np.array_equal(got, a)
+    assert wrong == 0
+
+
+def test_narrow_weights_are_packed(tmp_path):
+    """Two, four and eight bits: each code once, none in more bits than it needs."""
+    sizes = {}
+    for bits, limit in ((2, 2), (4, 8), (8, 128)):
+        g = corpus.Graph(bits)
+        x = g.entry("uint8", 64, 0.1)
+        weight = g.rng.integers(-limit, limit, (64, 64)).astype(np.int8)
+        weight[0, 0] = -limit
+        case = g.case("net", g.qdq(g.gemm(x, 0.1, weight, np.full(64, 0.01), None), "int8", 0.1))
+        made = c.generate(lower(prepare(case.model)), "net", tests=case.feeds)
+        sizes[bits] = made["sizes"]["flash_bytes"]
+    assert sizes[8] - sizes[4] == 2048 and sizes[4] - sizes[2] == 1024
+
+
+def test_what_cannot_be_c_is_refused(tmp_path):
+    g = corpus.Graph(1)
+    model = g.case("float", g.op("Exp", g.input(np.ones((2, 3))))).model
+    with pytest.raises(FewbitError, match="part of this graph runs in float"):
+        c.generate(lower(prepare(model)), "net")
+    (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
+    for arguments, message in [
+        ([str(tmp_path / "float.onnx"), "--to", "c"], "exact: no"),
+        ([str(tmp_path / "none.onnx"), "--to", "c"], "no such file"),
+        ([str(tmp_path / "float.onnx"), "--to", "pascal"], "--to pascal is unknown; choose one of c"),
+    ]:
+        done = run(*FEWBIT, "export", *arguments, "-o", str(tmp_path / "out"))
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not (tmp_path / "out").exists()
