@@ -8,7 +8,8 @@ import corpus
 import numpy as np
 
 from fewbit.engine import native, reference
-from fewbit.engine.flatten import TYPES, flatten
+from fewbit.engine.flat import TYPES
+from fewbit.engine.flatten import flatten
 from fewbit.engine.lower import lower
 from fewbit.graph.read import prepare
 

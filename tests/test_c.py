@@ -1,6 +1,5 @@
 """Exported C gives the reference's bits: corpus, policies, three compilers' flags, cortex-m and big-endian in emulators."""
 
-import ctypes
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pytest
+from c_policy import CPolicy
 from conftest import ROOT
 
 import fewbit
@@ -46,8 +46,8 @@ def sources(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("c")
     for k, case in enumerate(corpus.cases()):
         made = c.generate(lower(prepare(case.model)), f"case{k}", case.name, tests=case.feeds)
-        for suffix in ("c", "h"):
-            (folder / f"case{k}.{suffix}").write_text(made[suffix])
+        for file, text in made["files"].items():
+            (folder / file).write_text(text)
     return folder
 
 
@@ -125,18 +125,39 @@ def test_ten_thousand_observations(artifact, tmp_path):
     assert run("gcc", *STRICT, "-O2", "-shared", "-fPIC", "policy.c", "-o", "policy.so", cwd=tmp_path).returncode == 0
     wanted = {line.split()[-1] for line in run("nm", "-u", "policy.so", cwd=tmp_path).stdout.splitlines()}
     assert {w for w in wanted if not w.startswith(("_", "w")) and w.split("@")[0] not in ("memcpy", "memset")} == set()
-    library = ctypes.CDLL(str(tmp_path / "policy.so"))
-    assert library.policy_self_test() == 0
-    observations = np.random.default_rng(1).normal(0, 3, (10_000, 17)).astype(np.float32)
     program_ = lower(read(artifact))
+    policy = CPolicy(program_, tmp_path)
+    assert policy.library.policy_self_test() == 0
+    observations = np.random.default_rng(1).normal(0, 3, (10_000, 17)).astype(np.float32)
     actions = reference.run(program_, {next(iter(program_.inputs)): observations})[program_.outputs[0]]
-    got = np.empty(6, np.float32)
-    pointer = got.ctypes.data_as(ctypes.c_void_p)
-    wrong = 0
-    for o, a in zip(observations, actions, strict=True):
-        library.policy_act(o.ctypes.data_as(ctypes.c_void_p), pointer)
-        wrong += not np.array_equal(got, a)
-    assert wrong == 0
+    assert np.array_equal(policy(observations), actions)
+
+
+@pytest.mark.parametrize("layout", c.LAYOUTS)
+def test_layouts_and_their_examples(artifact, tmp_path, layout):
+    """Each folder has its build files, and its smallest example compiles and passes the self-test (an .ino against a stub)."""
+    done = run(*FEWBIT, "export", str(artifact), "--to", "c", "-o", str(tmp_path), "--layout", layout, "--name", "walker")
+    assert done.returncode == 0 and "RAM" in done.stdout, done.stderr
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {f.replace("NAME", "walker") for f in c.LAYOUTS[layout]}
+    source = next(tmp_path.rglob("walker.c"))
+    example = next((p for p in tmp_path.rglob("*") if p.name in ("main.c", "Act.ino")), None)
+    assert run("gcc", *STRICT, "-O2", "-c", str(source), "-o", "walker.o", cwd=tmp_path).returncode == 0
+    if example is None:
+        return
+    methods = "void begin(int) {} void println(const char *s) { puts(s); } void println(float) {}"
+    (tmp_path / "stub.h").write_text(f"#include <cstdio>\nstatic struct {{ {methods} }} Serial;\ninline void delay(int) {{}}\n")
+    (tmp_path / "run.cpp").write_text("void setup(); void loop(); int main() { setup(); loop(); }\n")
+    (tmp_path / "run.c").write_text("int app_main(void); int main(void) { return app_main(); }\n")
+    include = f"-I{source.parent}"
+    if example.suffix == ".ino":
+        cpp = ["-include", "stub.h", include, "-x", "c++", str(example), "run.cpp"]
+        done = run("g++", *cpp, "-x", "none", "walker.o", cwd=tmp_path)
+    else:
+        entry = ["run.c"] if layout == "esp-idf" else []
+        done = run("gcc", *STRICT, include, str(example), *entry, "walker.o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "self-test: passed" in run(str(tmp_path / "a.out")).stdout
 
 
 def test_narrow_weights_are_packed(tmp_path):
@@ -163,6 +184,7 @@ def test_what_cannot_be_c_is_refused(tmp_path):
         ([str(tmp_path / "float.onnx"), "--to", "c"], "exact: no"),
         ([str(tmp_path / "none.onnx"), "--to", "c"], "no such file"),
         ([str(tmp_path / "float.onnx"), "--to", "pascal"], "--to pascal is unknown; choose one of c"),
+        ([str(tmp_path / "float.onnx"), "--to", "c", "--layout", "x"], "--layout x is unknown; choose one of plain, arduino"),
     ]:
         done = run(*FEWBIT, "export", *arguments, "-o", str(tmp_path / "out"))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

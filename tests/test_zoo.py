@@ -4,13 +4,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from c_policy import CPolicy
 from conftest import ROBOTS, ZOO
 from onnx.utils import Extractor
 
 import fewbit
 from fewbit import pipeline, sources
-from fewbit.engine import reference
-from fewbit.engine.load import load
+from fewbit.engine import native, reference
+from fewbit.engine.load import load, quickest
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
 from fewbit.graph import calibrate, qdq
@@ -110,6 +111,51 @@ def layer_by_layer(source: sources.Source, feeds: dict[str, np.ndarray]) -> tupl
             same, total = same + int((difference == 0).sum()), total + difference.size
     actions = [load(quantized, executor)(feeds).astype(np.float64) for executor in ("reference", "onnxruntime")]
     return same / total if total else float("nan"), float(np.abs(actions[0] - actions[1]).max())
+
+
+def agree(model: ir.Model, feeds: dict[str, np.ndarray], folder) -> None:
+    """10,000 observations, real ones and their neighbours: native on every instruction set, and C, give the reference's bits."""
+    from fewbit import _native
+
+    program, rng = lower(quantize(model, feeds, qdq.Scheme())[0]), np.random.default_rng(0)
+    many = {}
+    for k, v in feeds.items():
+        more = v[rng.integers(0, len(v), 9000)]
+        more = more + rng.normal(size=more.shape) * v.std(0) if v.dtype.kind == "f" else more
+        many[k] = np.concatenate([v, more]).astype(program.input_dtypes[k])
+    wanted = reference.run(program, many)[program.outputs[0]]
+    for name in _native.available():
+        assert np.array_equal(native.load(program, name)(many), wanted), name
+    if program.exact:
+        assert np.array_equal(CPolicy(program, folder)(many), wanted)
+
+
+@pytest.mark.parametrize("agent", AGENTS or [pytest.param("none", marks=pytest.mark.skip(reason=f"no policy zoo at {ZOO}"))])
+def test_every_executor_agrees(agent, tmp_path):
+    source = sources.load(ZOO / agent)
+    agree(source.model, observations(source, (ZOO / agent).parent.name), tmp_path)
+
+
+def test_every_executor_agrees_on_go1(robots, tmp_path):
+    source = sources.load(robots / "go1/policy.onnx")
+    policy = load(source.model, "onnxruntime")
+    states = returns.episodes(policy, "robots:UnitreeGo1-v0", range(2), record=1000, inputs=policy.inputs)[1]
+    agree(source.model, {next(iter(policy.inputs)): states[:1000].astype(np.float32)}, tmp_path)
+
+
+LOOPS = [("sac/HalfCheetah-v3", "HalfCheetah-v5"), ("ppo/LunarLander-v2", "LunarLander-v3"), ("go1", "")]
+
+
+@pytest.mark.parametrize("agent, env", LOOPS)
+def test_compiled_c_closes_the_loop(zoo, robots, agent, env, tmp_path):
+    """The same actions, so the same episodes to the last bit of their returns."""
+    path = robots / "go1/policy.onnx" if agent == "go1" else next((zoo / agent).glob("*.zip"))
+    artifact = fewbit.quantize(path, env or "robots:UnitreeGo1-v0", scheme=qdq.Scheme(method="rtn"), episodes=2)
+    program, engine = lower(artifact.model), quickest(artifact.model)
+    for policy in (compiled := CPolicy(program, tmp_path), engine):
+        found = returns.episodes(policy, env or "robots:UnitreeGo1-v0", range(2), inputs=policy.inputs)[0]
+        assert np.array_equal(found, returns.episodes(engine, env or "robots:UnitreeGo1-v0", range(2), inputs=engine.inputs)[0])
+    assert compiled.library.policy_self_test() == 0
 
 
 def test_go1_runs_and_is_exact(robots):

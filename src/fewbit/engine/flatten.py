@@ -5,17 +5,16 @@ Whatever moves values about (Transpose, Slice, Concat, …) is done here once to
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fewbit.engine import patches, reference
+from fewbit.engine.flat import TYPES, Call, Flat, Layout, Register, runs
 from fewbit.engine.float_ops import MOVES, OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
 from fewbit.errors import FewbitError
 
-TYPES = [np.dtype(t) for t in ("uint8", "int8", "uint16", "int16", "int32", "int64", "float32", "float64")]
 BINARY = ["Add", "Sub", "Mul", "Div", "Min", "Max"]
 UNARY = {
     "Relu": 0.0,
@@ -29,56 +28,6 @@ UNARY = {
     "LeakyRelu": 0.01,
 }  # with the alpha that ONNX defaults to
 MOVING = MOVES | {"Expand", "Gather"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """count vectors of inner elements, each padded to a multiple of block."""
-
-    count: int
-    inner: int
-    block: int
-
-    @property
-    def stride(self) -> int:
-        return -(-self.inner // self.block) * self.block
-
-    @property
-    def elements(self) -> int:
-        return self.count * self.inner
-
-    def places(self) -> np.ndarray:
-        """Where each element lies in a row's storage."""
-        e = np.arange(self.elements)
-        return e // self.inner * self.stride + e % self.inner
-
-
-@dataclass(frozen=True)
-class Register:
-    """shape is without the batch; held: a constant's content [count, stride]."""
-
-    id: int
-    shape: tuple[int, ...]
-    layout: Layout
-    dtype: np.dtype
-    held: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One step: its operation's name, the numbers of its registers (the last is written), and what else it needs, in order."""
-
-    operation: str
-    registers: tuple[int, ...]
-    arguments: tuple[Any, ...]  # int or np.ndarray
-
-
-@dataclass(frozen=True)
-class Flat:
-    registers: list[Register]
-    inputs: list[Register]
-    outputs: list[Register]
-    calls: list[Call]
 
 
 def flatten(program: Program, block: int) -> Flat:
@@ -150,7 +99,7 @@ class _Flattener:
         to, start = out.layout.places(), 0
         for r, numbers in parts:
             source = np.where(numbers < 0, -1, r.layout.places()[np.maximum(numbers, 0)])
-            runs = _runs(to[start : start + len(numbers)], source)
+            runs = runs(to[start : start + len(numbers)], source)
             self._step("copy", (r.id, out.id), fill, runs)
             start += len(numbers)
         return out
@@ -362,7 +311,7 @@ class _Flattener:
         to, flat = out.layout.places(), which.reshape(-1)
         for r, some in ((x, flat >= 0), (zero, flat < 0)):
             source = r.layout.places()[np.maximum(flat[some], 0)]
-            self._step("copy", (r.id, out.id), 0, _runs(to[some], source))
+            self._step("copy", (r.id, out.id), 0, runs(to[some], source))
         return out
 
     def _reduce(self, operation: str, step: Float, axes: tuple[int, ...]) -> Register:
@@ -403,14 +352,3 @@ def _behind_batch(value: np.ndarray, rank: int) -> np.ndarray:
             raise FewbitError("a constant that differs along the batch needs executor='reference'")
         return value[0]
     return value
-
-
-def _runs(to: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """int32 triples (to, from, length) of the stretches in which both advance by one; from -1: the fill."""
-    if not len(to):
-        return np.zeros(0, np.int32)
-    filled = (source[1:] < 0) & (source[:-1] < 0)
-    joined = (np.diff(to) == 1) & (filled | ((np.diff(source) == 1) & (source[:-1] >= 0)))
-    starts = np.concatenate([[0], np.flatnonzero(~joined) + 1])
-    lengths = np.diff(np.concatenate([starts, [len(to)]]))
-    return np.stack([to[starts], source[starts], lengths], 1).astype(np.int32).reshape(-1)

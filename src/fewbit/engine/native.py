@@ -5,7 +5,8 @@ import struct
 
 import numpy as np
 
-from fewbit.engine.flatten import TYPES, Flat, flatten
+from fewbit.engine.flat import TYPES, Flat
+from fewbit.engine.flatten import flatten
 from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
 

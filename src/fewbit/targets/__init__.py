@@ -11,8 +11,8 @@ TARGETS = {
 }
 
 
-def export(artifact: Path, to: str, out: Path) -> dict[str, Any]:
+def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]:
     """Write the artifact for a target into the folder or file `out`; what it says of itself (sizes, files)."""
     if to not in TARGETS:
         raise FewbitError(f"--to {to} is unknown; choose one of {', '.join(TARGETS)}")
-    return importlib.import_module(TARGETS[to]).export(artifact, out)
+    return importlib.import_module(TARGETS[to]).export(artifact, out, **options)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine import reference
-from fewbit.engine.flatten import BINARY, TYPES, UNARY, Call, Flat, Register, flatten
+from fewbit.engine.flat import TYPES, Call, Flat, Register
+from fewbit.engine.flatten import BINARY, UNARY, flatten
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
@@ -42,16 +43,51 @@ class Constant:
         return self.values.size * SIZES[self.type]
 
 
-def export(artifact: Path, out: Path, name: str = "policy") -> dict[str, Any]:
-    """Write NAME.c and NAME.h into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "macs"}."""
+# layout -> {file of the folder: template}; NAME is the network's
+LAYOUTS: dict[str, dict[str, str]] = {
+    "plain": {"NAME.c": "policy.c", "NAME.h": "policy.h"},
+    "arduino": {  # PlatformIO reads it too
+        "src/NAME.c": "policy.c",
+        "src/NAME.h": "policy.h",
+        "library.properties": "layouts/library.properties",
+        "library.json": "layouts/library.json",
+        "examples/Act/Act.ino": "layouts/Act.ino",
+    },
+    "esp-idf": {
+        "NAME.c": "policy.c",
+        "NAME.h": "policy.h",
+        "CMakeLists.txt": "layouts/idf_component.cmake",
+        "examples/act/main/CMakeLists.txt": "layouts/idf_example.cmake",
+        "examples/act/main/main.c": "layouts/main.c",
+    },
+    "zephyr": {
+        "NAME.c": "policy.c",
+        "NAME.h": "policy.h",
+        "CMakeLists.txt": "layouts/zephyr_module.cmake",
+        "zephyr/module.yml": "layouts/module.yml",
+        "samples/act/CMakeLists.txt": "layouts/zephyr_sample.cmake",
+        "samples/act/prj.conf": "layouts/prj.conf",
+        "samples/act/src/main.c": "layouts/main.c",
+    },
+}
+
+
+def export(artifact: Path, out: Path, name: str = "policy", layout: str = "plain") -> dict[str, Any]:
+    """Write the network into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "macs"}."""
+    if layout not in LAYOUTS:
+        raise FewbitError(f"--layout {layout} is unknown; choose one of {', '.join(LAYOUTS)}")
     model = read(artifact)
-    made = generate(lower(model), name, artifact.name, metadata.read(model).get("evidence") or {})
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("c", "h"):
-        beside = out / f".{name}.{suffix}.part"
-        beside.write_text(made[suffix])
-        beside.replace(out / f"{name}.{suffix}")
-    return {"files": [str(out / f"{name}.{s}") for s in ("c", "h")], **made["sizes"]}
+    evidence = metadata.read(model).get("evidence") or {}
+    made = generate(lower(model), name, artifact.name, evidence, layout=layout)
+    files = []
+    for file, text in made["files"].items():
+        path = out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text(text)
+        beside.replace(path)
+        files.append(str(path))
+    return {"files": files, **made["sizes"]}
 
 
 def generate(
@@ -60,8 +96,9 @@ def generate(
     source: str = "",
     evidence: dict[str, Any] | None = None,
     tests: dict[str, np.ndarray] | None = None,
+    layout: str = "plain",
 ) -> dict[str, Any]:
-    """{"c", "h": text, "sizes"}; refuses by name what has no integer form (S10). tests: the self-test's observations."""
+    """{"files": {path: text}, "sizes"}; refuses by name what has no integer form (S10). tests: the self-test's observations."""
     import jinja2
 
     if not program.exact:
@@ -87,7 +124,9 @@ def generate(
         "outputs": writer.ends(writer.flat.outputs, writer.output_names),
         "tests": _tests(program, tests or _observations(program)),
     }  # fmt: skip
-    return {suffix: environment.get_template(f"policy.{suffix}").render(context) for suffix in ("c", "h")} | {"sizes": sizes}
+    context["entry"] = "app_main" if layout == "esp-idf" else "main"
+    files = {file.replace("NAME", name): environment.get_template(t).render(context) for file, t in LAYOUTS[layout].items()}
+    return {"files": files, "sizes": sizes}
 
 
 def _observations(program: Program) -> dict[str, np.ndarray]:
