@@ -99,8 +99,7 @@ class _Flattener:
         to, start = out.layout.places(), 0
         for r, numbers in parts:
             source = np.where(numbers < 0, -1, r.layout.places()[np.maximum(numbers, 0)])
-            runs = runs(to[start : start + len(numbers)], source)
-            self._step("copy", (r.id, out.id), fill, runs)
+            self._step("copy", (r.id, out.id), fill, runs(to[start : start + len(numbers)], source))
             start += len(numbers)
         return out
 
