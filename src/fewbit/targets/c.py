@@ -117,7 +117,9 @@ def generate(
         "macs": sum(s.weight.size for s in program.steps if hasattr(s, "weight")),
     }
     rounds = any(k["operation"] in ROUNDING and k.get("y") != "f32" for k in writer.kernels.values())
+    dsp = {n for n, k in writer.kernels.items() if k["operation"] == "linear" and _by_dsp(k)}
     context = {
+        "dsp": {writer.kernels[n]["x"] for n in dsp}, "dsp_kernels": dsp,
         "name": name, "source": source, "evidence": evidence or {}, "sizes": sizes, "calls": calls, "kernels": writer.kernels,
         "rounds": rounds, "constants": writer.constants, "slots": writer.slots, "c_types": C_TYPES, "limits": LIMITS,
         "inputs": writer.ends(writer.flat.inputs, writer.input_names), "array": _array,
@@ -349,6 +351,11 @@ def _identifier(name: str, taken: list[str]) -> str:
     word = re.sub(r"\W", "_", name) or "input"
     word = f"in_{word}" if not word[0].isalpha() or word in ("x", "y", "int", "float", "action", "char", "short") else word
     return word if word not in taken else _identifier(f"{word}_", taken)
+
+
+def _by_dsp(k: dict[str, Any]) -> bool:
+    """Can a linear kernel use the products of two 16-bit pairs? (A zero point that is not zero would need 17 bits.)"""
+    return k["w"] == "w8" and k["acc"] == "narrow" and k["z"] == "plain" and k["x"] in ("u8", "i8", "i16")
 
 
 def _bits(weight: np.ndarray) -> int:

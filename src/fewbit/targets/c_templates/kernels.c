@@ -1,5 +1,41 @@
 {# The kernels that this network needs, and no other: a static function each, written out for its types. #}
 {% macro clamp(y) %}(v < {{ limits[y][0] }} ? {{ limits[y][0] }} : v > {{ limits[y][1] }} ? {{ limits[y][1] }} : v){% endmacro %}
+{% if dsp %}
+#if defined(__ARM_FEATURE_SIMD32) /* cortex-m4, m7 and the like: two 16-bit products an instruction, the same sums */
+#include <arm_acle.h>
+{% if "u8" in dsp %}
+static int32_t dot4_u8(const uint8_t *x, const int8_t *w, int32_t sum) {
+  uint32_t a, b;
+  memcpy(&a, x, 4);
+  memcpy(&b, w, 4);
+  sum = __smlad((int16x2_t)__uxtb16(a), __sxtb16((int8x4_t)b), sum);
+  return __smlad((int16x2_t)__uxtb16((a >> 8)), __sxtb16((int8x4_t)(b >> 8)), sum);
+}
+{% endif %}
+{% if "i8" in dsp %}
+static int32_t dot4_i8(const int8_t *x, const int8_t *w, int32_t sum) {
+  uint32_t a, b;
+  memcpy(&a, x, 4);
+  memcpy(&b, w, 4);
+  sum = __smlad(__sxtb16((int8x4_t)a), __sxtb16((int8x4_t)b), sum);
+  return __smlad(__sxtb16((int8x4_t)(a >> 8)), __sxtb16((int8x4_t)(b >> 8)), sum);
+}
+{% endif %}
+{% if "i16" in dsp %}
+static int32_t dot4_i16(const int16_t *x, const int8_t *w, int32_t sum) {
+  uint32_t a, b, c, even, odd;
+  memcpy(&a, x, 4);
+  memcpy(&c, x + 2, 4);
+  memcpy(&b, w, 4);
+  even = (uint32_t)__sxtb16((int8x4_t)b); /* codes 0 and 2 */
+  odd = (uint32_t)__sxtb16((int8x4_t)(b >> 8));
+  sum = __smlad((int16x2_t)a, (int16x2_t)((even & 0xFFFFu) | odd << 16), sum);
+  return __smlad((int16x2_t)c, (int16x2_t)(even >> 16 | (odd & 0xFFFF0000u)), sum);
+}
+{% endif %}
+#endif
+
+{% endif %}
 {% if rounds %}
 /* S4: v / 2^shift, rounded half to even */
 static int64_t rounded(int64_t v, int shift) {
@@ -46,7 +82,13 @@ static void {{ name }}(const {{ c_types[k.x] }} *x, {{ c_types[k.y] }} *y, const
     for (o = 0; o < rows; o++) {
       {{ acc }} sum = bias[o];
 {% if k.w in ("w8", "w16") %}
-      for (i = 0; i < fan_in; i++) sum += ({{ acc }}){{ x }} * w[i];
+      i = 0;
+{% if name in dsp_kernels %}
+#if defined(__ARM_FEATURE_SIMD32)
+      for (; i + 4 <= fan_in; i += 4) sum = dot4_{{ k.x }}(x + i, w + i, sum);
+#endif
+{% endif %}
+      for (; i < fan_in; i++) sum += ({{ acc }}){{ x }} * w[i];
       w += fan_in;
 {% else %}
 {% set bits = 4 if k.w == "w4" else 2 %}
