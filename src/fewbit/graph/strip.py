@@ -1,33 +1,50 @@
-"""A quantized graph without its quantization: the same weights as floats, so that float runtimes can be timed on them."""
+"""A quantized graph with less quantization: the same weights as floats, or only what is wider than a runtime's integers.
+
+strip(model) leaves no quantization, so that float runtimes can be timed on the same network; strip(model, above=8) leaves 8-bit
+codes alone, for runtimes that know no others.
+"""
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.graph.fold import add_constant, const, remove_unused
 
+MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze", "Concat"}
 
-def strip(model: ir.Model) -> ir.Model:
-    """A copy in which constants are float32 and every activation passes unquantized; a Relu that S4 absorbed comes back."""
+
+def strip(model: ir.Model, above: int = 0) -> ir.Model:
+    """A copy in which activations of more than `above` bits pass unquantized, and layers that read no codes hold floats.
+
+    A Relu that S4 absorbed comes back.
+    """
     model = model.clone()
     graph = model.graph
-    for node in [n for n in graph if n.op_type == "DequantizeLinear"]:
+    for node in [n for n in graph if n.op_type == "DequantizeLinear" and const(n.inputs[0]) is None]:
         codes = node.inputs[0]
         assert codes is not None
-        if const(codes) is not None:
-            replacement = add_constant(graph, f"{node.outputs[0].name}.float", _floats(node))
-        else:
-            replacement = _before(graph, codes.producer())
-        for user, index in list(node.outputs[0].uses()):
-            user.replace_input_with(index, replacement)
-        for k, out in enumerate(graph.outputs):
-            if out is node.outputs[0]:
-                replacement.shape, replacement.dtype = out.shape, out.dtype or ir.DataType.FLOAT
-                graph.outputs[k] = replacement
+        if _bits(node) > above:
+            _replace(graph, node, _before(graph, codes.producer()))
+    for node in [n for n in graph if n.op_type == "DequantizeLinear" and const(n.inputs[0]) is not None]:
+        if not any(reads_codes(user) for user, _ in node.outputs[0].uses()):
+            _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.float", floats(node)))
     remove_unused(graph)
     return model
 
 
-def _floats(node: ir.Node) -> np.ndarray:
+def reads_codes(node: ir.Node) -> bool:
+    """Is a layer's first input the float reading of codes, moved about or not?"""
+    value = node.inputs[0] if node.inputs else None
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type == "DequantizeLinear":
+            return const(producer.inputs[0]) is None
+        if producer.op_type not in MOVES:
+            return False
+        value = producer.inputs[0]
+    return False
+
+
+def floats(node: ir.Node) -> np.ndarray:
+    """float32 of a DequantizeLinear of constant codes."""
     codes, scale = const(node.inputs[0]), const(node.inputs[1])
     assert codes is not None and scale is not None
     zero = const(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -35,6 +52,22 @@ def _floats(node: ir.Node) -> np.ndarray:
     shape = [-1 if k == axis else 1 for k in range(codes.ndim)] if scale.size > 1 else []
     moved = codes.astype(np.float32) - (0 if zero is None else zero.astype(np.float32).reshape(shape))
     return (moved * scale.reshape(shape)).astype(np.float32)
+
+
+def _bits(dequantize: ir.Node) -> int:
+    zero = const(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
+    return 8 if zero is None else 8 * zero.dtype.itemsize
+
+
+def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Give every use of the node's output to value; a graph output keeps its name."""
+    for user, index in list(node.outputs[0].uses()):
+        user.replace_input_with(index, value)
+    for k, out in enumerate(graph.outputs):
+        if out is node.outputs[0]:
+            value.name, out.name = out.name, f"{out.name}.codes_read"
+            value.shape, value.dtype = out.shape, out.dtype or ir.DataType.FLOAT
+            graph.outputs[k] = value
 
 
 def _before(graph: ir.Graph, quantize: ir.Node | None) -> ir.Value:

@@ -1,18 +1,56 @@
-"""Where an artifact can go: one file a place, one line each in TARGETS; export(name, ...) calls its module's `export`."""
+"""Where an artifact can go. RUNTIMES: the rules of another runtime, as a rewrite of the artifact, and how to run it there.
+PLACES: what `fewbit export --to` writes. One file a room, one line in a table; nothing is imported until asked for.
+
+A runtime's module has
+    rewrite(model) -> model      a copy that this runtime takes and fuses into its integer kernels; the record goes along
+    load(model) -> Policy        the real runtime, one thread, what it does checked by tests/test_targets_NAME.py
+"""
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, MissingExtra
 
-TARGETS = {
-    "c": "fewbit.targets.c",
+
+@dataclass(frozen=True)
+class Room:
+    """Where it is, and what to install for it (an extra of the package)."""
+
+    module: str
+    extra: str = ""
+
+
+RUNTIMES = {
+    "onnxruntime": Room("fewbit.targets.onnxruntime"),
+    "openvino": Room("fewbit.targets.openvino", "openvino"),
+    "tensorrt": Room("fewbit.targets.tensorrt", "tensorrt"),
+}
+PLACES = {
+    "c": Room("fewbit.targets.c"),
+    "onnx": Room("fewbit.targets.onnx"),
+    "tensorrt-rtx": Room("fewbit.targets.tensorrt_rtx", "tensorrt-rtx"),
 }
 
 
+def runtime(name: str) -> ModuleType:
+    """The module of a runtime."""
+    return _room(RUNTIMES, "--target", name)
+
+
 def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]:
-    """Write the artifact for a target into the folder or file `out`; what it says of itself (sizes, files)."""
-    if to not in TARGETS:
-        raise FewbitError(f"--to {to} is unknown; choose one of {', '.join(TARGETS)}")
-    return importlib.import_module(TARGETS[to]).export(artifact, out, **options)
+    """Write the artifact for a place into the folder or file `out`; what it says of itself (sizes, files)."""
+    return _room(PLACES, "--to", to).export(artifact, out, **options)
+
+
+def _room(table: dict[str, Room], option: str, name: str) -> ModuleType:
+    if name not in table:
+        raise FewbitError(f"{option} {name} is unknown; choose one of {', '.join(table)}")
+    try:
+        return importlib.import_module(table[name].module)
+    except ModuleNotFoundError as e:
+        if table[name].extra and not (e.name or "").startswith("fewbit"):
+            raise MissingExtra(e.name or name, table[name].extra) from None
+        raise
