@@ -9,7 +9,7 @@ import numpy as np
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "numerics", "devices", "checkpoint"},
+    {"errors", "files", "numerics", "devices", "checkpoint"},
     {"solvers"},
     {"graph"},
     {"sources", "engine", "train"},

@@ -1,13 +1,12 @@
 """A quantized graph with its record, and how it becomes a file that nobody meets half written."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from fewbit.errors import FewbitError
+from fewbit.files import write_whole
 from fewbit.graph import metadata
 
 
@@ -20,15 +19,7 @@ class Artifact:
 
     def save(self, path: str | Path) -> None:
         """Write beside, then rename: a reader never meets half a file."""
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FewbitError(f"{path}: the folder {path.parent} does not exist")
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_bytes(self.to_bytes())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, self.to_bytes())
 
     def with_evidence(self, evidence: dict[str, Any]) -> "Artifact":
         """The same with its record completed; the record holds the size of the file that holds the record."""
@@ -39,4 +30,4 @@ class Artifact:
 
     def to_bytes(self) -> bytes:
         metadata.write(self.model, self.record)
-        return ir.to_proto(self.model).SerializeToString(deterministic=True)
+        return metadata.to_bytes(self.model)

@@ -11,18 +11,21 @@ from fewbit import targets
 
 def export(
     artifact: Annotated[Path, typer.Argument(help="an artifact")],
-    to: Annotated[str, typer.Option(help=f"one of {', '.join(targets.TARGETS)}")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="the folder to write into")],
-    name: Annotated[str, typer.Option(help="the prefix of files and functions")] = "policy",
-    layout: Annotated[str, typer.Option(help="c: plain, arduino (PlatformIO too), esp-idf or zephyr")] = "plain",
+    to: Annotated[str, typer.Option(help=f"one of {', '.join(targets.PLACES)}")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder (c) or file to write")],
+    target: Annotated[str, typer.Option(help=f"onnx: whose rules, one of {', '.join(targets.RUNTIMES)}")] = "",
+    name: Annotated[str, typer.Option(help="c: the prefix of files and functions; policy")] = "",
+    layout: Annotated[str, typer.Option(help="c: plain, arduino (PlatformIO too), esp-idf or zephyr")] = "",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes."""
-    made = targets.export(artifact, to, output, name=name, layout=layout)
+    given = {"target": target, "name": name, "layout": layout}
+    made = targets.export(artifact, to, output, **{k: v for k, v in given.items() if v})
     if json:
         print(jsonlib.dumps(made))
         return 0
     for file in made["files"]:
         print(file)
-    print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
+    if "flash_bytes" in made:
+        print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
     return 0

@@ -19,3 +19,8 @@ def read(model: ir.Model) -> dict[str, Any]:
 
 def write(model: ir.Model, record: dict[str, Any]) -> None:
     model.metadata_props[KEY] = json.dumps(record, sort_keys=True)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model's file; the same model gives the same bytes."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)

@@ -7,6 +7,7 @@ A runtime's module has
 """
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,11 @@ def runtime(name: str) -> ModuleType:
 
 def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]:
     """Write the artifact for a place into the folder or file `out`; what it says of itself (sizes, files)."""
-    return _room(PLACES, "--to", to).export(artifact, out, **options)
+    room = _room(PLACES, "--to", to)
+    unknown = sorted(set(options) - set(inspect.signature(room.export).parameters))
+    if unknown:
+        raise FewbitError(f"--{unknown[0]} does not apply to --to {to}")
+    return room.export(artifact, out, **options)
 
 
 def _room(table: dict[str, Room], option: str, name: str) -> ModuleType:

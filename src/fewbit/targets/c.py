@@ -17,6 +17,7 @@ from fewbit.engine.flatten import BINARY, UNARY, flatten
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
+from fewbit.files import write_whole
 from fewbit.graph import metadata
 from fewbit.graph.read import read
 
@@ -83,9 +84,7 @@ def export(artifact: Path, out: Path, name: str = "policy", layout: str = "plain
     for file, text in made["files"].items():
         path = out / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(text)
-        beside.replace(path)
+        write_whole(path, text)
         files.append(str(path))
     return {"files": files, **made["sizes"]}
 
