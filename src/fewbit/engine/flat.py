@@ -43,11 +43,13 @@ class Register:
 
 @dataclass(frozen=True)
 class Call:
-    """One step: its operation's name, the numbers of its registers (the last is written), and what else it needs, in order."""
+    """One step: its operation's name, the numbers of its registers (the last is written), and what else it needs, in order;
+    label: the program's register that it is a part of."""
 
     operation: str
     registers: tuple[int, ...]
     arguments: tuple[Any, ...]  # int or np.ndarray
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class _Flattener:
                 self.batched.add(s.out)
         self.registers: list[Register] = []
         self.calls: list[Call] = []
+        self.making = [""]
         self.made: dict[str, Register] = {}
 
     def flat(self) -> Flat:
@@ -71,7 +72,7 @@ class _Flattener:
         return self.registers[-1]
 
     def _step(self, operation: str, registers: tuple[int, ...], *arguments: Any) -> None:
-        self.calls.append(Call(operation, registers, arguments))
+        self.calls.append(Call(operation, registers, arguments, self.making[-1]))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         one, two = self.one[name].shape, self.two[name].shape
@@ -85,7 +86,9 @@ class _Flattener:
                 value = self.one[name]
                 self.made[name] = self._new(value.shape, value.dtype, held=value)
             else:
+                self.making.append(name)
                 self.made[name] = self._make(self.makers[name])
+                self.making.pop()
         return self.made[name]
 
     def _vectors(self, r: Register, count: int) -> Register:

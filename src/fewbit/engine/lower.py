@@ -3,7 +3,7 @@
 `floats(value)` emits whatever leaves the value in a float register, `codes(value)` whatever leaves its integer codes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from fewbit.engine.program import (
     Step,
     Table,
 )
+from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
@@ -35,7 +36,10 @@ from fewbit.numerics.formats import IntFormat
 
 def lower(model: ir.Model) -> Program:
     """The program of a QDQ (or plain float) graph; refuses by name what cannot be run."""
-    return _Lowering(model.graph).program()
+    program = _Lowering(model.graph).program()
+    outputs = dict(zip((v.name for v in model.graph.outputs), program.outputs, strict=True))
+    held = states(model, program.inputs)
+    return replace(program, state=tuple(replace(s, output=outputs[s.output]) for s in held))
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Lowering:
         self.integer: set[str] = set()
         self.constants: dict[str, np.ndarray] = {}
         self.exact = True
+        self.readings: dict[str, tuple[float, int]] = {}
 
     def program(self, body: bool = False) -> Program:
         """body: of a Scan, whose inputs' sizes nobody outside it needs to know."""
@@ -71,7 +76,7 @@ class _Lowering:
                 )
             shapes[v.name or ""] = tuple(dims)
             dtypes[v.name or ""] = v.dtype.numpy() if v.dtype is not None else np.dtype(np.float32)
-        return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact, self.constants)
+        return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact, self.constants, readings=self.readings)
 
     def floats(self, value: ir.Value) -> str:
         name = value.name or ""
@@ -107,6 +112,8 @@ class _Lowering:
             raise FewbitError(f"value {name}: integers that no QuantizeLinear made are not supported")
         else:
             self.made[name] = self._quantized(node, name)
+            scale, zero = scale_of(node)
+            self.readings[self.made[name]] = (float(scale.reshape(-1)[0]), zero)
         return self.made[name]
 
     def _quantized(self, q: ir.Node, name: str) -> str:

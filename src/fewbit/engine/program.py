@@ -141,8 +141,18 @@ Step = Quantize | Linear | Patches | Table | Lookup | Rescale | Add | Multiply |
 
 
 @dataclass(frozen=True)
+class State:
+    """S8: the register `output` of one step is the input `input` of the next; initial: what enters first, without the batch."""
+
+    input: str
+    output: str
+    initial: np.ndarray
+
+
+@dataclass(frozen=True)
 class Program:
-    """inputs: name -> shape without the batch; constants: codes known before any input; exact: a clause covers every bit."""
+    """inputs: name -> shape without the batch; constants: codes known before any input; exact: a clause covers every bit;
+    state: which inputs and outputs are one; readings: scale and zero point of registers of codes."""
 
     inputs: dict[str, tuple[int, ...]]
     input_dtypes: dict[str, np.dtype]
@@ -150,6 +160,14 @@ class Program:
     steps: tuple[Step, ...]
     exact: bool
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    state: tuple[State, ...] = ()
+    readings: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def observations(self) -> dict[str, tuple[int, ...]]:
+        """The inputs that are not state."""
+        held = {s.input for s in self.state}
+        return {k: v for k, v in self.inputs.items() if k not in held}
 
 
 def packed_bytes(program: Program) -> int:

@@ -10,19 +10,27 @@
 
 #define {{ name | upper }}_FLASH_BYTES {{ sizes.flash_bytes }}
 #define {{ name | upper }}_RAM_BYTES {{ sizes.ram_bytes }}
-{% for end in inputs %}
-#define {{ name | upper }}_{{ end.name | upper }}_SIZE {{ end.count }}
-{% endfor %}
-{% for end in outputs %}
+{% for end in observations + actions %}
 #define {{ name | upper }}_{{ end.name | upper }}_SIZE {{ end.count }}
 {% endfor %}
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+{% if state %}
 
-/* {% for end in inputs %}{{ end.name }}[{{ end.count }}]{{ ", " if not loop.last }}{% endfor %} -> {% for end in outputs %}{{ end.name }}[{{ end.count }}]{{ ", " if not loop.last }}{% endfor %}; NaN counts as the zero point's code */
-void {{ name }}_act({% for end in inputs %}const {{ end.type }} *{{ end.name }}, {% endfor %}{% for end in outputs %}{{ end.type }} *{{ end.name }}{{ ", " if not loop.last }}{% endfor %});
+/* What the network remembers from one action to the next ({{ sizes.state_bytes }} bytes): one for each robot, reset when an episode starts. */
+typedef struct {
+{% for end in state %}
+  {{ end.type }} {{ end.name }}[{{ end.count }}];
+{% endfor %}
+} {{ name }}_state;
+
+void {{ name }}_reset({{ name }}_state *state);
+{% endif %}
+
+/* {% for end in observations %}{{ end.name }}[{{ end.count }}]{{ ", " if not loop.last }}{% endfor %} -> {% for end in actions %}{{ end.name }}[{{ end.count }}]{{ ", " if not loop.last }}{% endfor %}; NaN counts as the zero point's code */
+void {{ name }}_act({% include "parameters.c" %});
 
 /* Runs embedded observations once, at start-up: 0 if every action is, to the bit, what it was when this file was made. */
 int {{ name }}_self_test(void);

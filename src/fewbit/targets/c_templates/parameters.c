@@ -1,0 +1,1 @@
+{% if state %}{{ name }}_state *state, {% endif %}{% for end in observations %}const {{ end.type }} *{{ end.name }}, {% endfor %}{% for end in actions %}{{ end.type }} *{{ end.name }}{{ ", " if not loop.last }}{% endfor %}
