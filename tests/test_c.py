@@ -1,5 +1,6 @@
 """Exported C gives the reference's bits: corpus, policies, three compilers' flags, cortex-m and big-endian in emulators."""
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import corpus
 import numpy as np
+import onnx_ir as ir
 import pytest
 from c_policy import CPolicy
 from conftest import ROOT
 
 import fewbit
 from fewbit.engine import reference
+from fewbit.engine.load import load
 from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError
+from fewbit.graph import metadata
+from fewbit.graph.raw import take_integers
 from fewbit.graph.read import prepare, read
 from fewbit.targets import c
 
@@ -117,7 +122,7 @@ def artifact(tmp_path_factory) -> Path:
 
 
 def test_ten_thousand_observations(artifact, tmp_path):
-    """The shipped policy, through the exported files as a program would link them; nothing but memcpy and memset is asked for."""
+    """The shipped policy, through the exported files as a program would link them, which ask for memcpy and memset at most."""
     done = run(*FEWBIT, "export", str(artifact), "--to", "c", "-o", str(tmp_path), "--json")
     made = json.loads(done.stdout)
     assert done.returncode == 0 and [Path(f).name for f in made["files"]] == ["policy.c", "policy.h"], done.stderr
@@ -131,6 +136,80 @@ def test_ten_thousand_observations(artifact, tmp_path):
     observations = np.random.default_rng(1).normal(0, 3, (10_000, 17)).astype(np.float32)
     actions = reference.run(program_, {next(iter(program_.inputs)): observations})[program_.outputs[0]]
     assert np.array_equal(policy(observations), actions)
+
+
+def test_raw_sensor_integers(artifact, tmp_path):
+    """The same actions as of float observations: a count times its factor, plus its offset, is one."""
+    rng = np.random.default_rng(2)
+    factors, offsets = rng.uniform(1e-3, 2e-3, 17).astype(np.float32), rng.normal(0, 0.1, 17).astype(np.float32)
+    for name, array in (("factors", factors), ("offsets", offsets), ("short", factors[:5])):
+        np.save(tmp_path / f"{name}.npy", array)
+    given = [*FEWBIT, "export", str(artifact), "--to", "c", "-o", str(tmp_path)]
+    more = ["--raw", "int16", "--raw-factors", str(tmp_path / "factors.npy"), "--raw-offsets", str(tmp_path / "offsets.npy")]
+    assert run(*given, *more).returncode == 0
+    program_ = lower(take_integers(read(artifact), "int16", factors, offsets))
+    policy = CPolicy(program_, tmp_path)
+    counts = rng.integers(-3000, 3000, (1000, 17)).astype(np.int16)
+    floats = counts.astype(np.float32) * factors + offsets
+    same = lower(read(artifact))
+    want = reference.run(same, {next(iter(same.inputs)): floats})[same.outputs[0]]
+    assert np.array_equal(policy(counts), want) and policy.library.policy_self_test() == 0
+    assert "const int16_t *observation" in (tmp_path / "policy.h").read_text()
+    for wrong, message in [
+        (["--raw", "float"], "no type of a sensor"),
+        (["--raw-factors", str(tmp_path / "factors.npy")], "belong to --raw"),
+        (["--raw", "int16", "--raw-factors", str(tmp_path / "short.npy")], "has shape [5], the observation [17]"),
+    ]:
+        done = run(*given, *wrong)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("layout", ["plain", "arduino", "zephyr"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_what_is_remembered_lies_in_the_callers_struct(tmp_path, kind, layout):
+    """Two robots, one network, their episodes interleaved: every action the reference's, the state held as codes."""
+    case = next(x for x in corpus.cases() if x.name.startswith(f"{kind} step"))
+    rng, model = np.random.default_rng(0), prepare(case.model)
+    names = [v.name for v in model.graph.inputs]
+    outputs = [v.name for v in model.graph.outputs]
+    state = [{"input": names[1], "output": outputs[0]}]
+    if kind == "LSTM":
+        state += [{"input": names[2], "output": outputs[1], "initial": [0.5] * model.graph.inputs[2].shape[1]}]
+    model.graph.outputs.insert(0, action_of(model))
+    metadata.write(model, {"state": state})
+    program_ = lower(model)
+    policy = load(model, "reference")
+    made = c.generate(program_, "policy", layout=layout)
+    for file, text in made["files"].items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    source = next(tmp_path.rglob("policy.c"))
+    assert run("gcc", *STRICT, "-O2", "-shared", "-fPIC", str(source), "-o", "policy.so", cwd=tmp_path).returncode == 0
+    library = ctypes.CDLL(str(tmp_path / "policy.so"))
+    assert library.policy_self_test() == 0
+    bytes_ = made["sizes"]["state_bytes"]
+    assert bytes_ == 2 * sum(int(np.prod(program_.inputs[s.input])) for s in program_.state)  # int16 each
+    robots = [ctypes.create_string_buffer(bytes_) for _ in range(2)]
+    for episode in range(2):
+        policy.reset()
+        for robot in robots:
+            library.policy_reset(robot)
+        for _ in range(20):
+            seen = rng.normal(0, 3, (2, *program_.inputs[names[0]])).astype(np.float32)
+            want, got = policy(seen), np.empty((2, *program_.inputs[names[1]]), np.float32)
+            for k, robot in enumerate(robots):
+                given, taken = (a[k].ctypes.data_as(ctypes.c_void_p) for a in (seen, got))
+                library.policy_act(robot, given, taken)
+            assert np.array_equal(got, want), episode
+
+
+def action_of(model: ir.Model) -> ir.Value:
+    """An output beside the state: what is remembered, negated by a graph's own means."""
+    left = model.graph.outputs[0]
+    node = ir.node("Neg", [left], name="action")
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].dtype = "action", left.shape, left.dtype
+    model.graph.append(node)
+    return node.outputs[0]
 
 
 @pytest.mark.parametrize("layout", c.LAYOUTS)

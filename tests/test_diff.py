@@ -14,11 +14,12 @@ from fewbit.diff import diff
 from fewbit.graph import calibrate
 from fewbit.graph.quantize import quantize
 from fewbit.numerics import metrics
+from fewbit.observations import calibration
 
 
 def pair(path, scheme):
     source = sources.load(path)
-    feeds = pipeline._calibration(source, "HalfCheetah-v5", None, None, 3)
+    feeds = calibration(source, "HalfCheetah-v5", None, None, 3)
     feeds = {k: v[:1000] for k, v in feeds.items()}
     model, moved = quantize(source.model, feeds, scheme)
     artifact = pipeline.Artifact(model, {"equalized": moved})

@@ -14,7 +14,7 @@ FLOORS = [
     {"graph"},
     {"sources", "engine", "train"},
     {"targets", "rl", "llm", "machine", "peers"},
-    {"artifact", "ladder", "plan", "bench", "diff"},
+    {"artifact", "ladder", "plan", "bench", "diff", "observations"},
     {"pipeline"},
     {"report"},
     {"cli"},

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from fewbit import ladder, solvers, sources
 from fewbit.artifact import Artifact
 from fewbit.diff import Row
-from fewbit.engine.load import Policy, quickest
 from fewbit.engine.load import load as load_policy
+from fewbit.engine.load import quickest
 from fewbit.engine.lower import lower
+from fewbit.engine.policy import Policy
 from fewbit.engine.program import packed_bytes
 from fewbit.errors import FewbitError
 from fewbit.graph import half, qdq
@@ -23,11 +24,11 @@ from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
+from fewbit.observations import calibration
 from fewbit.rl.evidence import judge
 
 MIXED = ("int4", "int6", "int8", "int16")
-CALIBRATION_EPISODES, CALIBRATION_STEPS = 5, 5000
-CALIBRATION_SEED, SEARCH_SEED = 100_000, 300_000  # away from the evaluation's own seeds
+SEARCH_SEED = 300_000  # away from the evaluation's own seeds
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
@@ -64,7 +65,7 @@ def quantize(
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape)
-    feeds = _calibration(original, env, observations, env_args, seed)
+    feeds = calibration(original, env, observations, env_args, seed)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
         scheme = replace(scheme, weights=widest, method=ladder.BEST if scheme.method == "auto" else scheme.method)
@@ -115,7 +116,7 @@ def diff(
     from fewbit.diff import diff as compare
 
     original = sources.load(source, normalizer)
-    feeds = _calibration(original, None, observations, None, 0)
+    feeds = calibration(original, None, observations, None, 0)
     return compare(original.model, artifact.model if isinstance(artifact, Artifact) else read(artifact), feeds)
 
 
@@ -136,7 +137,7 @@ def sensitivity(
     from fewbit.rl.measure import Baseline, measure
 
     original = sources.load(source, normalizer)
-    feeds = _calibration(original, env, None, env_args, seed)
+    feeds = calibration(original, env, None, env_args, seed)
     baseline, rows = Baseline(original.model, env, env_args, seed), []
     for layer in qdq.layers(original.model):
         name = layer.gemm.name or ""
@@ -193,7 +194,7 @@ def search(
     scheme = replace(scheme or qdq.Scheme(), method="auto")
     _check(scheme)
     original = sources.load(source, normalizer, observation_shape)
-    feeds = _calibration(original, None, observations, None, 0)
+    feeds = calibration(original, None, observations, None, 0)
     floats = {seed: _scores(measure, load_policy(original.model, "onnxruntime"), seed) for seed in (0, 1)}
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
@@ -268,43 +269,3 @@ def _check(scheme: qdq.Scheme) -> None:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
     if scheme.weights in half.DTYPES and scheme.method not in ("auto", "rtn"):
         raise FewbitError(f"--weights {scheme.weights} is a cast; --method {scheme.method} has nothing to solve")
-
-
-def _calibration(
-    original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int
-) -> dict[str, np.ndarray]:
-    policy = load_policy(original.model, "onnxruntime")
-    if observations is None and env is None:
-        return {}
-    if observations is not None:
-        given = observations if isinstance(observations, np.ndarray) else read_observations(Path(observations))
-        name, shape = next(iter(policy.inputs.items()))
-        if given.shape[1:] != tuple(shape) or not len(given):
-            raise FewbitError(
-                f"the observations have shape {list(given.shape)}, the policy takes [n, {', '.join(map(str, shape))}]"
-            )
-        check_finite(given, "observations")
-        return {name: given.astype(np.float32)}
-    from fewbit.rl import returns
-
-    assert env is not None
-    seeds = [CALIBRATION_SEED + seed + k for k in range(CALIBRATION_EPISODES)]
-    _, states = returns.episodes(policy, env, seeds, env_args, CALIBRATION_STEPS, policy.inputs)
-    feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
-    feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
-    for name, value in feeds.items():
-        check_finite(value, f"observations of {env} ({name})")
-    return feeds
-
-
-def read_observations(path: Path) -> np.ndarray:
-    """A .npy array of numbers; never unpickles."""
-    if not path.exists():
-        raise FewbitError(f"{path}: no such file")
-    try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError
-        return array
-    except Exception:
-        raise FewbitError(f"{path}: not a .npy array of numbers, or truncated; write it with numpy.save") from None

@@ -2,11 +2,12 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fewbit import targets
+from fewbit.observations import read_observations
 
 
 def export(
@@ -16,11 +17,18 @@ def export(
     target: Annotated[str, typer.Option(help=f"onnx: whose rules, one of {', '.join(targets.RUNTIMES)}")] = "",
     name: Annotated[str, typer.Option(help="c: the prefix of files and functions; policy")] = "",
     layout: Annotated[str, typer.Option(help="c: plain, arduino (PlatformIO too), esp-idf or zephyr")] = "",
+    raw: Annotated[str, typer.Option(help="c: observations are a sensor's integers of this type, int16 for example")] = "",
+    raw_factors: Annotated[Path | None, typer.Option(help="c: .npy, what one of them is worth, one number or one each")] = None,
+    raw_offsets: Annotated[Path | None, typer.Option(help="c: .npy, what is added then")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes."""
-    given = {"target": target, "name": name, "layout": layout}
-    made = targets.export(artifact, to, output, **{k: v for k, v in given.items() if v})
+    given: dict[str, Any] = {"target": target, "name": name, "layout": layout, "raw": raw}
+    given = {k: v for k, v in given.items() if v}
+    for option, path in (("raw_factors", raw_factors), ("raw_offsets", raw_offsets)):
+        if path is not None:
+            given[option] = read_observations(path)
+    made = targets.export(artifact, to, output, **given)
     if json:
         print(jsonlib.dumps(made))
         return 0

@@ -1,6 +1,5 @@
 """load(path, executor): a callable policy. executor is "native" (fewbit's own engine), "reference" (NumPy) or "onnxruntime"."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +8,13 @@ import onnx_ir as ir
 
 from fewbit.engine import native, reference
 from fewbit.engine.lower import lower
+from fewbit.engine.policy import Feeds, Policy
 from fewbit.engine.program import Program
+from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph.read import read
 
-Observation = np.ndarray | dict[str, np.ndarray]
 EXECUTORS = ("native", "reference", "onnxruntime")
-
-
-class Policy:
-    """policy(observations [batch, ...] or {name: [batch, ...]}) -> actions [batch, ...]; observations of any dtype."""
-
-    def __init__(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], inputs: dict[str, tuple[int, ...]], executor: str):
-        self._run, self.inputs, self.executor = run, inputs, executor
-
-    def __call__(self, observation: Observation) -> np.ndarray:
-        if not isinstance(observation, dict):
-            if len(self.inputs) != 1:
-                raise FewbitError(f"this policy takes a dictionary of observations: {', '.join(self.inputs)}")
-            observation = {next(iter(self.inputs)): observation}
-        first = next(iter(self.inputs))
-        if first in observation and np.asarray(observation[first]).ndim == len(self.inputs[first]):
-            return self._run({k: np.asarray(v)[None] for k, v in observation.items()})[0]
-        return self._run(observation)
 
 
 def load(model: str | Path | ir.Model, executor: str = "native", instruction_set: str | None = None) -> Any:
@@ -39,6 +22,7 @@ def load(model: str | Path | ir.Model, executor: str = "native", instruction_set
 
     native: act(observation or batch, out=None, threads=1), C-contiguous arrays of the input's dtype (float64 for float32 too);
     what it cannot run it refuses here. instruction_set: one of fewbit._native.available(), else FEWBIT_ISA, else the best.
+    A policy that remembers is a Policy with every executor: act(observation), act.reset().
     """
     if executor not in EXECUTORS:
         raise FewbitError(f"executor {executor} is unknown; choose one of {', '.join(EXECUTORS)}")
@@ -46,30 +30,45 @@ def load(model: str | Path | ir.Model, executor: str = "native", instruction_set
     if executor == "onnxruntime":
         return _onnxruntime(model)
     program = lower(model)
-    return native.load(program, instruction_set) if executor == "native" else _reference(program)
+    if executor == "reference":
+        return _reference(program)
+    engine = native.load(program, instruction_set)
+    return _over_engine(program, engine) if program.state else engine
 
 
 def quickest(model: ir.Model) -> Policy:
     """The native engine where it runs the graph, the reference elsewhere (the same codes), for observations of any dtype."""
     program = lower(model)
     try:
-        engine = native.load(program)
+        return _over_engine(program, native.load(program))
     except FewbitError:
         return _reference(program)
 
-    def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
+
+def _over_engine(program: Program, engine: Any) -> Policy:
+    kinds = program.input_dtypes
+
+    def run(feeds: Feeds) -> tuple[np.ndarray, ...]:
         missing = [k for k in program.inputs if k not in feeds]
         if missing:
             raise FewbitError(f"input {missing[0]} is missing; the network takes {', '.join(program.inputs)}")
-        made = engine({k: np.ascontiguousarray(feeds[k], dtype) for k, dtype in program.input_dtypes.items()})
-        return made[0] if isinstance(made, tuple) else made
+        made = engine({k: np.ascontiguousarray(feeds[k], kinds[k]) for k in kinds} if len(kinds) > 1 else _only(feeds, kinds))
+        return made if isinstance(made, tuple) else (made,)
 
-    return Policy(run, program.inputs, f"native {engine.instruction_set}")
+    return Policy(run, program.inputs, f"native {engine.instruction_set}", program.state, program.outputs)
+
+
+def _only(feeds: Feeds, kinds: dict[str, np.dtype]) -> np.ndarray:
+    ((name, kind),) = kinds.items()
+    return np.ascontiguousarray(feeds[name], kind)
 
 
 def _reference(program: Program) -> Policy:
-    output = program.outputs[0]
-    return Policy(lambda feeds: reference.run(program, feeds)[output], program.inputs, "reference")
+    def run(feeds: Feeds) -> list[np.ndarray]:
+        registers = reference.run(program, feeds)
+        return [registers[o] for o in program.outputs]
+
+    return Policy(run, program.inputs, "reference", program.state, program.outputs)
 
 
 def _onnxruntime(model: ir.Model) -> Policy:
@@ -78,9 +77,10 @@ def _onnxruntime(model: ir.Model) -> Policy:
     runner = session(ir.to_proto(model))
     kinds = {"uint8": np.uint8, "int64": np.int64, "double": np.float64}
     types = {i.name: next((t for k, t in kinds.items() if k in i.type), np.float32) for i in runner.get_inputs()}
-    name = runner.get_outputs()[0].name
+    shapes = {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()}
+    names = [o.name for o in runner.get_outputs()]
 
-    def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(runner.run([name], {k: np.asarray(v).astype(types[k]) for k, v in feeds.items()})[0])
+    def run(feeds: Feeds) -> list[np.ndarray]:
+        return runner.run(names, {k: np.asarray(v).astype(types[k]) for k, v in feeds.items() if k in types})
 
-    return Policy(run, {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()}, "onnxruntime")
+    return Policy(run, shapes, "onnxruntime", states(model, shapes), names)

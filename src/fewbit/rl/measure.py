@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine.load import Policy, quickest
 from fewbit.engine.load import load as load_policy
+from fewbit.engine.load import quickest
 from fewbit.engine.lower import lower
+from fewbit.engine.policy import Policy
 from fewbit.engine.program import Program, packed_bytes
 from fewbit.errors import FewbitError
 from fewbit.rl import evidence, returns

@@ -75,7 +75,10 @@ def episodes(
     inputs: dict[str, tuple[int, ...]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[np.ndarray, Any]:
-    """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them)."""
+    """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them).
+
+    A policy that remembers (engine/policy) starts each episode with its initial state; what it remembered is recorded too.
+    """
     envs = [make(env, arguments) for _ in range(min(AT_ONCE, len(seeds)))]
     try:
         if inputs is not None:
@@ -96,15 +99,23 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
         k = next(waiting)
         active.append((e, k))
         observations.append(e.reset(seed=seeds[k])[0])
+    remembers = getattr(policy, "states", ())
+    state = policy.initial(len(active)) if remembers else {}  # type: ignore[attr-defined]
     while active:
         batch = _stack(observations)
         _refuse_nan(batch)
         if count < record:
-            seen.append(batch)
+            seen.append(_with_state(policy, batch, state))
             count += len(active)
-        actions = np.asarray(policy(batch))
-        following, kept = [], []
-        for (e, k), action in zip(active, actions, strict=True):
+        if remembers:
+            actions, state = policy.step(batch, state)  # type: ignore[attr-defined]
+        else:
+            actions = np.asarray(policy(batch))
+        following: list[Any] = []
+        kept: list[tuple[gymnasium.Env, int]] = []
+        stayed: list[int] = []
+        began: list[int] = []
+        for row, ((e, k), action) in enumerate(zip(active, actions, strict=True)):
             o, reward, terminated, truncated, _ = e.step(int(action) if discrete else action.reshape(shape))
             returns[k] += float(reward)
             if terminated or truncated:
@@ -113,10 +124,23 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
                 if nxt is None:
                     continue
                 o, k = e.reset(seed=seeds[nxt])[0], nxt
+                began.append(len(kept))
             following.append(o)
             kept.append((e, k))
+            stayed.append(row)
         observations, active = following, kept
+        if remembers:
+            state = {name: v[stayed] for name, v in state.items()}
+            for name, first in policy.initial(len(began)).items():  # type: ignore[attr-defined]
+                state[name][began] = first
     return returns, concatenate(seen)
+
+
+def _with_state(policy: Any, batch: Any, state: dict[str, np.ndarray]) -> Any:
+    """The observations, and what the policy remembered when it met them, if it does."""
+    if not state:
+        return batch
+    return (batch if isinstance(batch, dict) else {next(iter(policy.inputs)): batch}) | state
 
 
 def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None) -> np.ndarray:

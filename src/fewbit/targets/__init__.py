@@ -46,7 +46,7 @@ def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]
     room = _room(PLACES, "--to", to)
     unknown = sorted(set(options) - set(inspect.signature(room.export).parameters))
     if unknown:
-        raise FewbitError(f"--{unknown[0]} does not apply to --to {to}")
+        raise FewbitError(f"--{unknown[0].replace('_', '-')} does not apply to --to {to}")
     return room.export(artifact, out, **options)
 
 

@@ -17,6 +17,7 @@ from fewbit.engine.state import integer
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
 from fewbit.graph import metadata
+from fewbit.graph.raw import take_integers
 from fewbit.graph.read import read
 from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array, by_dsp
 
@@ -51,11 +52,26 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 
 
-def export(artifact: Path, out: Path, name: str = "policy", layout: str = "plain") -> dict[str, Any]:
-    """Write the network into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "macs"}."""
+def export(
+    artifact: Path,
+    out: Path,
+    name: str = "policy",
+    layout: str = "plain",
+    raw: str = "",
+    raw_factors: np.ndarray | None = None,
+    raw_offsets: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Write the network into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "state_bytes", "macs"}.
+
+    raw: the type of a sensor's integers, which are then the observation; each times its factor, plus its offset (graph/raw).
+    """
     if layout not in LAYOUTS:
         raise FewbitError(f"--layout {layout} is unknown; choose one of {', '.join(LAYOUTS)}")
     model = read(artifact)
+    if raw:
+        model = take_integers(model, raw, np.ones(1) if raw_factors is None else raw_factors, raw_offsets)
+    elif raw_factors is not None or raw_offsets is not None:
+        raise FewbitError("--raw-factors and --raw-offsets belong to --raw TYPE")
     evidence = metadata.read(model).get("evidence") or {}
     made = generate(lower(model), name, artifact.name, evidence, layout=layout)
     files = []

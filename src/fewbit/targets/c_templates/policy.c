@@ -12,6 +12,12 @@
  */
 #include "{{ name }}.h"
 
+#if defined(__clang__) /* S1: a product and a sum are two roundings, in GNU modes too */
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #define FEWBIT_INFINITY ((float)1e300)
 
 {% include "kernels.c" %}

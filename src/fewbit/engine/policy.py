@@ -1,0 +1,73 @@
+"""A network as a callable: observations in, actions out, what it remembers kept between calls until reset."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fewbit.engine.program import State
+from fewbit.errors import FewbitError
+
+Observation = np.ndarray | dict[str, np.ndarray]
+Feeds = dict[str, np.ndarray]
+
+
+class Policy:
+    """policy(observations [batch, ...] or {name: [batch, ...]}) -> actions [batch, ...]; observations of any dtype.
+
+    run(feeds) gives the graph's outputs in order, the action first; names are the outputs' names, of which `states` tells those
+    that are remembered. A single observation without the batch dimension is taken too.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Feeds], Sequence[np.ndarray]],
+        inputs: dict[str, tuple[int, ...]],
+        executor: str,
+        states: Sequence[State] = (),
+        names: Sequence[str] = (),
+    ):
+        held = {s.input for s in states}
+        self.inputs = {k: v for k, v in inputs.items() if k not in held}
+        self.executor, self.states = executor, tuple(states)
+        self._run, self._places = run, [list(names).index(s.output) for s in states]
+        self._held: Feeds | None = None
+
+    def initial(self, count: int) -> Feeds:
+        """What `count` episodes start with; {} where nothing is remembered."""
+        return {s.input: np.repeat(s.initial[None], count, 0) for s in self.states}
+
+    def step(self, observations: Observation, state: Feeds) -> tuple[np.ndarray, Feeds]:
+        """(actions, the state after them) of a batch, given the state before them."""
+        made = self._run(self._named(observations) | state)
+        return np.asarray(made[0]), {s.input: np.asarray(made[k]) for s, k in zip(self.states, self._places, strict=True)}
+
+    def reset(self) -> None:
+        """Forget: the next call is an episode's first."""
+        self._held = None
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Given a dictionary that holds the state too, the state is taken from it and none is kept."""
+        feeds = self._named(observation)
+        first = next(iter(self.inputs))
+        if first in feeds and np.asarray(feeds[first]).ndim == len(self.inputs[first]):
+            return self._remembering({k: np.asarray(v)[None] for k, v in feeds.items()})[0]
+        return self._remembering(feeds)
+
+    def _remembering(self, feeds: Feeds) -> np.ndarray:
+        if not self.states or any(s.input in feeds for s in self.states):
+            return np.asarray(self._run(feeds)[0])
+        count = len(next(iter(feeds.values())))
+        if self._held is None:
+            self._held = self.initial(count)
+        kept = len(next(iter(self._held.values())))
+        if kept != count:
+            raise FewbitError(f"this policy remembers {kept} episodes and is given {count} observations; reset() it first")
+        action, self._held = self.step(feeds, self._held)
+        return action
+
+    def _named(self, observation: Observation) -> Feeds:
+        if isinstance(observation, dict):
+            return dict(observation)
+        if len(self.inputs) != 1:
+            raise FewbitError(f"this policy takes a dictionary of observations: {', '.join(self.inputs)}")
+        return {next(iter(self.inputs)): observation}

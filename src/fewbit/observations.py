@@ -1,0 +1,69 @@
+"""What a policy sees: observations (and what it remembered before them) from an environment or a .npy file, for calibration."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbit import sources
+from fewbit.engine.load import load as load_policy
+from fewbit.engine.policy import Policy
+from fewbit.errors import FewbitError
+from fewbit.numerics.affine import check_finite
+
+EPISODES, STEPS = 5, 5000
+SEED = 100_000  # away from the evaluation's own seeds
+
+
+def calibration(
+    original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int
+) -> dict[str, np.ndarray]:
+    policy = load_policy(original.model, "onnxruntime")
+    if observations is None and env is None:
+        return {}
+    if observations is not None:
+        given = observations if isinstance(observations, np.ndarray) else read_observations(Path(observations))
+        name, shape = next(iter(policy.inputs.items()))
+        if policy.states and given.shape[2:] == tuple(shape) and len(given):
+            check_finite(given, "observations")
+            return _remembered(policy, name, given.astype(np.float32))
+        if given.shape[1:] != tuple(shape) or not len(given):
+            raise FewbitError(
+                f"the observations have shape {list(given.shape)}, the policy takes "
+                f"[{'episodes, steps' if policy.states else 'n'}, {', '.join(map(str, shape))}]"
+            )
+        check_finite(given, "observations")
+        rows = given.astype(np.float32)
+        return _remembered(policy, name, rows[None]) if policy.states else {name: rows}
+    from fewbit.rl import returns
+
+    assert env is not None
+    seeds = [SEED + seed + k for k in range(EPISODES)]
+    _, states = returns.episodes(policy, env, seeds, env_args, STEPS, policy.inputs)
+    feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
+    feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
+    for name, value in feeds.items():
+        check_finite(value, f"observations of {env} ({name})")
+    return feeds
+
+
+def _remembered(policy: Policy, name: str, observations: np.ndarray) -> dict[str, np.ndarray]:
+    """observations [episodes, steps, ...] -> every step's, and what the float policy remembered before it, as rows."""
+    state, rows = policy.initial(len(observations)), []
+    for k in range(observations.shape[1]):
+        rows.append({name: observations[:, k]} | state)
+        state = policy.step(observations[:, k], state)[1]
+    return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+
+
+def read_observations(path: Path) -> np.ndarray:
+    """A .npy array of numbers; never unpickles."""
+    if not path.exists():
+        raise FewbitError(f"{path}: no such file")
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise ValueError
+        return array
+    except Exception:
+        raise FewbitError(f"{path}: not a .npy array of numbers, or truncated; write it with numpy.save") from None
