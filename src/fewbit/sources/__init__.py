@@ -8,22 +8,36 @@ from typing import Any
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
+from fewbit.graph import metadata
 
 
 @dataclass(frozen=True)
 class Source:
-    """model: float graph from raw observation to the action that env.step takes; contract: what is known about both."""
+    """model: float graph from raw observation to the action that env.step takes; contract: what is known about both.
+
+    state: what it remembers, as engine/state reads it; written into the model's record, so that whoever runs it knows.
+    """
 
     model: ir.Model
     name: str
     digest: str
     contract: dict[str, Any] = field(default_factory=dict)
+    state: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.state:
+            metadata.write(self.model, {"state": list(self.state)})
 
 
-def load(source: Any, normalizer: str | Path | None = None, observation_shape: tuple[int, ...] | None = None) -> Source:
-    """source: path of an SB3 zip or an ONNX file, a live SB3 model, or a torch.nn.Module."""
+def load(
+    source: Any,
+    normalizer: str | Path | None = None,
+    observation_shape: tuple[int, ...] | None = None,
+    trust_torchscript: bool = False,
+) -> Source:
+    """source: path of an SB3 zip, an ONNX or a TorchScript file, a live SB3 model, or a torch.nn.Module."""
     if isinstance(source, str | Path):
-        return _load_path(Path(source), normalizer)
+        return _load_path(Path(source), normalizer, trust_torchscript)
     if hasattr(source, "policy") and hasattr(source, "predict"):
         from fewbit.sources import sb3
 
@@ -33,7 +47,7 @@ def load(source: Any, normalizer: str | Path | None = None, observation_shape: t
     return torch_module.load(source, observation_shape)
 
 
-def _load_path(path: Path, normalizer: str | Path | None) -> Source:
+def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: bool) -> Source:
     if not path.exists():
         raise FewbitError(f"{path}: no such file")
     if path.is_dir():
@@ -48,7 +62,15 @@ def _load_path(path: Path, normalizer: str | Path | None) -> Source:
         from fewbit.sources import onnx_file
 
         return onnx_file.load(path)
-    raise FewbitError(f"{path}: {path.suffix or 'no suffix'} is not a kind of network that fewbit reads; it reads .zip and .onnx")
+    if path.suffix in (".pt", ".pth", ".ts", ".jit"):
+        if not trust_torchscript:
+            raise FewbitError(f"{path}: loading a TorchScript file can execute code in it; if you trust it, add --trust-torchscript")
+        from fewbit.sources import torchscript
+
+        return torchscript.load(path)
+    raise FewbitError(
+        f"{path}: {path.suffix or 'no suffix'} is not a kind of network that fewbit reads; it reads .zip, .onnx and .pt"
+    )
 
 
 def digest(*parts: bytes) -> str:

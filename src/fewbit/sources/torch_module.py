@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -41,8 +42,8 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None) -> Sourc
     return Source(model, type(module).__name__, digest(state), {"observation": {"observation": list(observation_shape)}})
 
 
-def export(module: torch.nn.Module, examples: dict[str, torch.Tensor]) -> ir.Model:
-    """The straightened float graph of module(*examples.values()); input names are the keys, the output is "action"."""
+def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: Sequence[str] = ("action",)) -> ir.Model:
+    """The straightened float graph of module(*examples.values()); input names are the keys."""
     module.eval()
     batch = torch.export.Dim("batch", min=1)
     level = logging.getLogger("torch").level
@@ -54,7 +55,7 @@ def export(module: torch.nn.Module, examples: dict[str, torch.Tensor]) -> ir.Mod
                 module,
                 tuple(examples.values()),
                 input_names=list(examples),
-                output_names=["action"],
+                output_names=list(outputs),
                 dynamic_shapes=(tuple({0: batch} for _ in examples),),
                 dynamo=True,
                 verbose=False,
