@@ -193,7 +193,7 @@ def run(agent: str, zoo: Path, robots: Path, nncf: str | None, cap: int, only: l
 def searched(agent: str, source: sources.Source, feeds: dict, baseline: Baseline, keep: float, cap: int) -> dict:
     elsewhere = Baseline(source.model, baseline.env, baseline.env_args, pipeline.SEARCH_SEED)
     build = functools.cache(lambda scheme: quantize(source.model, feeds, scheme)[0])
-    head = pipeline.qdq.layers(source.model)[-1].gemm.name or ""
+    head = pipeline.layers(source.model)[-1].node.name or ""
     best, tried = ladder.climb(
         ladder.rungs(Scheme(method="auto"), head),
         lambda s: measure(build(s), elsewhere, keep, cap, True, silent, True),

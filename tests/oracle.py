@@ -149,9 +149,7 @@ def convolve(x: Codes, w: Any, b: Any, attributes: dict[str, Any]) -> Sum:
     n, kernel = wq.ndim - 2, wq.shape[2:]
     dilations, strides, pads = attributes.get("dilations", [1] * n), attributes["strides"], attributes["pads"]
     space = x.q.shape[2:]
-    sizes = [
-        (space[d] + pads[d] + pads[n + d] - dilations[d] * (kernel[d] - 1) - 1) // strides[d] + 1 for d in range(n)
-    ]
+    sizes = [(space[d] + pads[d] + pads[n + d] - dilations[d] * (kernel[d] - 1) - 1) // strides[d] + 1 for d in range(n)]
     positions, sums = [], None
     for position in np.ndindex(*sizes):
         patch = np.full((len(x.q), wq.shape[1], *kernel), x.zero, object)

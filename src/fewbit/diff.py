@@ -57,7 +57,7 @@ def diff(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -
 
 
 def _source_name(register: str) -> str:
-    return register.removesuffix(SUFFIX).removesuffix(".equalized")
+    return register.removesuffix(SUFFIX).removesuffix(".narrow").removesuffix(".equalized")
 
 
 def _readings(artifact: ir.Model) -> dict[str, tuple[np.float32, int]]:

@@ -17,8 +17,9 @@ from fewbit.engine.lower import lower
 from fewbit.engine.policy import Policy
 from fewbit.engine.program import packed_bytes
 from fewbit.errors import FewbitError
-from fewbit.graph import half, qdq
+from fewbit.graph import half, metadata, qdq
 from fewbit.graph.fold import const
+from fewbit.graph.layers import layers
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
@@ -50,6 +51,7 @@ def quantize(
     observation_shape: tuple[int, ...] | None = None,
     budget: int | None = None,
     progress: Progress = _silent,
+    trust_torchscript: bool = False,
 ) -> Artifact:
     """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
 
@@ -64,7 +66,7 @@ def quantize(
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
-    original = sources.load(source, normalizer, observation_shape)
+    original = sources.load(source, normalizer, observation_shape, trust_torchscript)
     feeds = calibration(original, env, observations, env_args, seed)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
@@ -103,7 +105,7 @@ def _climb(
             made[chosen] = _artifact(original, feeds, chosen, recipe)
         return cost(made[chosen].model, reported)
 
-    head = qdq.layers(original.model)[-1].gemm.name or ""
+    head = layers(original.model)[-1].node.name or ""
     best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
@@ -139,12 +141,12 @@ def sensitivity(
     original = sources.load(source, normalizer)
     feeds = calibration(original, env, None, env_args, seed)
     baseline, rows = Baseline(original.model, env, env_args, seed), []
-    for layer in qdq.layers(original.model):
-        name = layer.gemm.name or ""
+    for layer in layers(original.model):
+        name = layer.node.name or ""
         scheme = qdq.Scheme("int16", "uint16", method=method, layers=((name, weights),))
         artifact = _artifact(original, feeds, scheme, None)
         artifact.to_bytes()
-        tensor = layer.gemm.outputs[0].name
+        tensor = layer.node.outputs[0].name
         local = [r.sqnr_local for r in compare(original.model, artifact.model, feeds) if r.tensor == tensor]
         found = measure(artifact.model, baseline, 0.95, episodes, False, progress, True)
         row = {"layer": name, "weights": weights, "sqnr_local": local[0] if local else None}
@@ -161,8 +163,8 @@ def fit_budget(
     want = policy(cut).astype(np.float64)
     errors: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    for layer in qdq.layers(original.model):
-        name, weight = layer.gemm.name or "", const(layer.gemm.inputs[1])
+    for layer in layers(original.model):
+        name, weight = layer.node.name or "", const(layer.node.inputs[1])
         assert weight is not None
         sizes[name] = {f: -(-weight.size * INTEGERS[f].bits // 8) for f in MIXED}
         errors[name] = {}
@@ -218,7 +220,10 @@ def _artifact(
     model, moved = build(original.model, feeds, scheme)
     recipe = {"source": original.name, "source_sha256": original.digest} | vars(scheme) | (extra or {})
     recipe["calibration_sha256"] = sources.digest(*(v.tobytes() for v in feeds.values()))
-    return Artifact(model, {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved})
+    record = {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved}
+    record |= {"state": list(original.state)} if original.state else {}
+    metadata.write(model, record)
+    return Artifact(model, record)
 
 
 def _rung(tried: ladder.Tried) -> dict[str, Any]:
@@ -241,6 +246,7 @@ def evaluate(
     seed: int = 0,
     normalizer: str | Path | None = None,
     progress: Progress = _silent,
+    trust_torchscript: bool = False,
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence"."""
     from fewbit.rl.measure import Baseline, measure, without_original
@@ -249,7 +255,7 @@ def evaluate(
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
     if against is None:
         return without_original(model, env, env_args, episodes, seed, progress) | {"size_bytes": size}
-    baseline = Baseline(sources.load(against, normalizer).model, env, env_args, seed)
+    baseline = Baseline(sources.load(against, normalizer, trust_torchscript=trust_torchscript).model, env, env_args, seed)
     return measure(model, baseline, keep, episodes, False, progress) | {"size_bytes": size}
 
 

@@ -13,8 +13,8 @@ from fewbit import checkpoint, sources
 from fewbit.checkpoint import Shape
 from fewbit.devices import Device
 from fewbit.errors import FewbitError
-from fewbit.graph import qdq
 from fewbit.graph.fold import const
+from fewbit.graph.layers import layers
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
 # What computes on such weights, best first: below 8 bits they are unpacked (float16 on a GPU, int8 on a microcontroller).
@@ -127,15 +127,17 @@ def from_count(text: str) -> Model:
 def from_policy(path: Path) -> Model:
     """The dense layers of a policy; what they multiply is what an action costs."""
     matrices, vectors = [], 0
-    for layer in qdq.layers(sources.load(path).model):
-        value = layer.gemm.inputs[1]
+    for layer in layers(sources.load(path).model):
+        value = layer.node.inputs[1]
         producer = value.producer() if value is not None else None  # an artifact's weights come from DequantizeLinear
         weight = const(producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else value)
         if weight is None:
-            raise FewbitError(f"{path}: the dense layer {layer.gemm.name} has no constant weights; give the float policy")
-        transposed = layer.gemm.attributes.get_int("transB", 0)
+            raise FewbitError(f"{path}: the dense layer {layer.node.name} has no constant weights; give the float policy")
+        if layer.node.op_type != "Gemm":
+            continue  # plan weighs dense layers; a convolution's cost is its positions'
+        transposed = layer.node.attributes.get_int("transB", 0)
         matrices.append((weight.shape[0], weight.shape[1]) if transposed else (weight.shape[1], weight.shape[0]))
-        vectors += matrices[-1][0] if len(layer.gemm.inputs) > 2 else 0
+        vectors += matrices[-1][0] if len(layer.node.inputs) > 2 else 0
     count = sum(o * i for o, i in matrices) + vectors
     return Model(str(path), count, tuple(matrices), 0, None, f"{len(matrices)} dense layers, read from the file", vectors)
 

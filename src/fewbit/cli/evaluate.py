@@ -16,6 +16,7 @@ def evaluate(
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
     keep: Annotated[float | None, typer.Option(help="exit 1 unless this share of the return is kept (reported at 0.95)")] = None,
     episodes: Annotated[int, typer.Option(help="episodes of each policy")] = 100,
+    trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
@@ -24,7 +25,16 @@ def evaluate(
 
     with common.Bar() as bar:
         record = pipeline.evaluate(
-            artifact, env, against, common.environment_arguments(env_arg), keep or 0.95, episodes, seed, normalizer, bar
+            artifact,
+            env,
+            against,
+            common.environment_arguments(env_arg),
+            keep or 0.95,
+            episodes,
+            seed,
+            normalizer,
+            bar,
+            trust_torchscript,
         )
     common.show(record, json)
     return common.status(record, keep is not None)

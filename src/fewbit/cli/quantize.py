@@ -11,7 +11,7 @@ from fewbit.graph.qdq import Scheme
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(help="a Stable-Baselines3 .zip or an .onnx file")],
+    source: Annotated[str, typer.Argument(help="a Stable-Baselines3 .zip, an .onnx file or a TorchScript .pt")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the artifact to write")],
     env: Annotated[str | None, typer.Option(help="Gymnasium id (module:Id too): calibrate and measure there")] = None,
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
@@ -28,6 +28,7 @@ def quantize(
     keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     budget: Annotated[int | None, typer.Option(help="bytes of weights: int4 to int16 by layer, where they are needed")] = None,
+    trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
@@ -51,6 +52,7 @@ def quantize(
             seed,
             budget=budget,
             progress=bar,
+            trust_torchscript=trust_torchscript,
         )
         artifact.save(out)
     record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.engine import patches, reference
+from fewbit.engine import reference
 from fewbit.engine.flat import TYPES, Call, Flat, Layout, Register, runs
 from fewbit.engine.float_ops import MOVES, OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
 from fewbit.errors import FewbitError
+from fewbit.graph import patches
 
 BINARY = ["Add", "Sub", "Mul", "Div", "Min", "Max"]
 UNARY = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.engine import patches
+from fewbit.graph import patches
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine import patches
 from fewbit.engine.float_ops import EXACT, OPS
 from fewbit.engine.operands import bias_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
 from fewbit.engine.program import (
@@ -28,6 +27,7 @@ from fewbit.engine.program import (
 )
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError
+from fewbit.graph import patches
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
 from fewbit.numerics import semantics, unary

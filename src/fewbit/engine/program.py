@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.engine.patches import Window
+from fewbit.graph.patches import Window
 from fewbit.numerics.formats import IntFormat
 from fewbit.numerics.unary import Segments
 

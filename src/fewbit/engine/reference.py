@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.engine import patches
 from fewbit.engine.float_ops import OPS
 from fewbit.engine.program import (
     Add,
@@ -21,6 +20,7 @@ from fewbit.engine.program import (
     Table,
 )
 from fewbit.errors import FewbitError
+from fewbit.graph import patches
 from fewbit.numerics import affine, semantics, unary
 
 

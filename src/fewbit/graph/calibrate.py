@@ -5,10 +5,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from fewbit.graph import patches
+from fewbit.graph.patches import Window
 from fewbit.numerics.ranges import RANGES, Estimator
 from fewbit.solvers.statistics import Statistics
 
 BATCH = 1024
+IMAGES = 16
 
 
 def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSession:
@@ -24,15 +27,16 @@ def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSessi
 def with_outputs(model: ir.Model, names: list[str]) -> onnx.ModelProto:
     """A copy of the model that also returns the named tensors."""
     proto = ir.to_proto(model)
-    present = {o.name for o in proto.graph.output}
+    present = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
     proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in present)
     return proto
 
 
 def observe(
-    model: ir.Model, feeds: dict[str, np.ndarray], tensors: list[str], inputs: list[str], kind: str = "minmax"
+    model: ir.Model, feeds: dict[str, np.ndarray], tensors: list[str], inputs: dict[str, Window | None], kind: str = "minmax"
 ) -> tuple[dict[str, Estimator], dict[str, Statistics]]:
-    """A range estimator of each of `tensors` and Statistics of each of `inputs` over all observations, name -> [n, ...]."""
+    """A range estimator of each of `tensors` and Statistics of each of `inputs` (a Conv's through its window, IMAGES of a batch)
+    over all observations, name -> [n, ...]."""
     names = list(dict.fromkeys([*tensors, *inputs]))
     runner = session(with_outputs(model, names))
     ranges: dict[str, Estimator] = {name: RANGES[kind]() for name in names}
@@ -40,8 +44,17 @@ def observe(
     count = len(next(iter(feeds.values())))
     for start in range(0, count, BATCH):
         batch = {k: v[start : start + BATCH] for k, v in feeds.items()}
-        for name, value in zip(names, runner.run(names, batch), strict=True):
+        for name, value in zip(names, _values(runner, names, batch), strict=True):
             ranges[name].observe(value)
             if name in inputs:
-                statistics.setdefault(name, Statistics(value.shape[-1])).observe(value.reshape(-1, value.shape[-1]))
+                seen = inputs[name]
+                rows = value if seen is None else patches.gather(value[:: max(1, len(value) // IMAGES)], seen, 0, False)
+                statistics.setdefault(name, Statistics(rows.shape[-1])).observe(rows.reshape(-1, rows.shape[-1]))
     return ranges, statistics
+
+
+def _values(runner: ort.InferenceSession, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Of tensors by name, some of which may be inputs."""
+    made = [n for n in names if n not in feeds]
+    found = dict(zip(made, runner.run(made, feeds), strict=True)) | feeds
+    return [found[n] for n in names]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.graph.fold import add_constant, const
-from fewbit.graph.qdq import Layer, layers
+from fewbit.graph.layers import Layer, layers
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import scaling
 from fewbit.solvers.statistics import Statistics
@@ -23,6 +23,8 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
     """Scale every layer's columns that can be, in place; tensor name -> exponents of what its elements were divided by."""
     groups: dict[ir.Value, list[Layer]] = {}
     for layer in layers(model):
+        if layer.wide or layer.node.op_type != "Gemm" or layer.source is not layer.x:
+            continue  # what meets other values is shared with them; a Conv's columns are channels of patches
         groups.setdefault(layer.x, []).append(layer)
     moved: dict[str, list[int]] = {}
     for x, group in groups.items():
@@ -30,7 +32,7 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
         if name not in statistics or not (group[0].entry or before is not None):
             continue
         floor = scaling.ENTRY_FLOOR if before is None else scaling.HIDDEN_FLOOR
-        weight = np.concatenate([_weight(layer.gemm) for layer in group])
+        weight = np.concatenate([_weight(layer.node) for layer in group])
         if rule == "cross_layer":
             if before is None:
                 continue
@@ -44,7 +46,7 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
             _divide_rows(model.graph, before, scale)
             moved[before.outputs[0].name or ""] = np.log2(scale).astype(int).tolist()
         else:
-            _divide_entry(model.graph, x, scale, [layer.gemm for layer in group])
+            _divide_entry(model.graph, x, scale, [layer.node for layer in group])
         moved[name] = np.log2(scale).astype(int).tolist()
     return moved
 
@@ -54,10 +56,13 @@ def _before(group: list[Layer]) -> ir.Node | None:
     function, x = group[0].function, group[0].x
     if function is None or not {n.op_type for n in function.nodes} <= HOMOGENEOUS:
         return None
-    gemms = {id(layer.gemm) for layer in group}
+    gemms = {id(layer.node) for layer in group}
     path = [function.root, *(n.outputs[0] for n in function.nodes)]
     alone = all(len(v.uses()) == 1 for v in path[:-1]) and all(id(n) in gemms for n, _ in x.uses())
-    return function.root.producer() if alone and not any(v.is_graph_output() for v in path) else None
+    root = function.root.producer()
+    if root is None or root.op_type != "Gemm":
+        return None
+    return root if alone and not any(v.is_graph_output() for v in path) else None
 
 
 def _weight(gemm: ir.Node) -> np.ndarray:
@@ -77,7 +82,7 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, change: Callable[[np.nd
 
 def _multiply_columns(graph: ir.Graph, group: list[Layer], scale: np.ndarray) -> None:
     for layer in group:
-        _replace(graph, layer.gemm, 1, lambda w: w * scale)
+        _replace(graph, layer.node, 1, lambda w: w * scale)
 
 
 def _divide_rows(graph: ir.Graph, gemm: ir.Node, scale: np.ndarray) -> None:

@@ -5,6 +5,7 @@ point 0 and the ReLU is its saturation (S4); every other function of one value g
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,15 +13,17 @@ import onnx_ir as ir
 
 from fewbit import solvers
 from fewbit.errors import FewbitError
+from fewbit.graph import wide
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import add_constant, const, remove_unused
+from fewbit.graph.layers import LAYERS, MOVES, Layer, origin, take_apart
+from fewbit.graph.patches import Window, window
+from fewbit.graph.wide import SQUASHING
 from fewbit.numerics import affine, semantics
 from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.numerics.ranges import Estimator
 from fewbit.solvers import clip, rtn
 from fewbit.solvers.statistics import Statistics
-
-SQUASHING = {"Tanh", "Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -32,53 +35,34 @@ class Scheme:
     inputs: str = "int16"
     method: str = "rtn"
     ranges: str = "minmax"  # of hidden activations: numerics/ranges
-    layers: tuple[tuple[str, str], ...] = ()  # (name of the Gemm, format of its weights)
+    layers: tuple[tuple[str, str], ...] = ()  # (name of the layer's node, format of its weights)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A dense layer, what computes its input from the layer before (None: the entry), and the input's value."""
-
-    gemm: ir.Node
-    x: ir.Value
-    function: Chain | None
-    entry: bool
-
-
-def layers(model: ir.Model) -> list[Layer]:
-    """The dense layers in order; refuses a graph that has none."""
-    found = []
-    for node in model.graph:
-        if node.op_type == "Gemm":
-            x = node.inputs[0]
-            assert x is not None
-            found.append(Layer(node, x, chain(x, _is_gemm), not _depends_on_gemm(x)))
-    if not found:
-        raise FewbitError("the graph has no dense layer (Gemm or MatMul with constant weights); nothing to quantize")
-    return found
+def tensors(model: ir.Model) -> tuple[list[str], dict[str, Window | None]]:
+    """Names of the tensors whose ranges, and of those whose Statistics `write` needs (of a Conv, seen through its window)."""
+    shape = take_apart(model)
+    inputs = {layer.x.name or "": _window(layer.node) for layer in shape.layers}
+    sources = [layer.source.name or "" for layer in shape.layers]
+    made = [layer.node.outputs[0].name or "" for layer in shape.layers]
+    return [*sources, *made, *(v.name or "" for v in wide.values(model.graph, shape))], inputs
 
 
-def _is_gemm(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type == "Gemm"
+def _window(node: ir.Node) -> Window | None:
+    if node.op_type != "Conv":
+        return None
+    weight = const(node.inputs[1])
+    attributes = {k: a.as_string() if a.type == ir.AttributeType.STRING else a.value for k, a in node.attributes.items()}
+    return None if weight is None else window(attributes, weight.shape[2:], node.name or "")
 
 
-def _depends_on_gemm(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and (
-        producer.op_type == "Gemm" or any(_depends_on_gemm(i) for i in producer.inputs if i is not None)
-    )
+def _insert(
+    graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: Any, beside: bool = False
+) -> None:
+    """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses.
 
-
-def tensors(model: ir.Model) -> tuple[list[str], list[str]]:
-    """Names of the tensors whose ranges, and of those whose Statistics `write` needs."""
-    inputs = [layer.x.name or "" for layer in layers(model)]
-    return inputs + [layer.gemm.outputs[0].name or "" for layer in layers(model)], inputs
-
-
-def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: list) -> None:
-    """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses."""
-    stem = value.name
+    beside: the value has wide codes too; these are a second reading, and graph outputs are the other's.
+    """
+    stem = f"{value.name}.narrow" if beside else value.name
     s = add_constant(graph, f"{stem}.scale", np.asarray(scale, np.float32))
     z = add_constant(graph, f"{stem}.zero_point", np.asarray(zero, fmt.dtype))
     q = ir.node("QuantizeLinear", [value, s, z], name=f"{stem}.quantize")
@@ -92,7 +76,7 @@ def _insert(graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt:
     for node, index in users:
         node.replace_input_with(index, d.outputs[0])
     for k, out in enumerate(graph.outputs):
-        if out is value:
+        if out is value and not beside:
             value.name, d.outputs[0].name = f"{stem}.float", stem
             d.outputs[0].shape, d.outputs[0].dtype = value.shape, value.dtype or ir.DataType.FLOAT
             graph.outputs[k] = d.outputs[0]
@@ -102,40 +86,46 @@ def write(
     model: ir.Model, ranges: dict[str, Estimator], scheme: Scheme, statistics: dict[str, Statistics] | None = None
 ) -> ir.Model:
     """Quantize model in place and return it. ranges, statistics: of the names that `tensors` gave."""
-    graph, todo = model.graph, layers(model)
-    scales: dict[int, np.float32] = {}
-    done: dict[ir.Value, np.float32] = {}
-    squash_exit = _exit_function(graph)
-    names = {id(layer): layer.x.name or "" for layer in todo}
-    for layer in todo:
-        if layer.x not in done:
-            done[layer.x] = _quantize_input(graph, layer, ranges, scheme, done)
-        scales[id(layer)] = done[layer.x]
+    graph, shape = model.graph, take_apart(model)
+    widened = wide.plan(graph, shape, ranges)
+    done: dict[Any, np.float32] = {w.value: w.scale for w in widened}
+    squash_exit = _exit_function(graph, done)
+    names = {id(layer): layer.x.name or "" for layer in shape.layers}
+    read_scales = [_quantize_input(graph, layer, ranges, scheme, done) for layer in shape.layers]
+    for one in widened:
+        _insert(
+            graph, one.value, one.scale, 0, INTEGERS["int16"], [u for u in one.value.uses() if u[0].op_type != "QuantizeLinear"]
+        )
     if squash_exit is not None:
         end, function = squash_exit
         _quantize_root(graph, function, ranges, done)
         _insert(graph, end, np.float32(2.0**-15), 0, INTEGERS["int16"], list(end.uses()))
     formats, seen = dict(scheme.layers), statistics or {}
-    for layer in todo:
-        fmt = INTEGERS[formats.get(layer.gemm.name or "", scheme.weights)]
-        _quantize_weight(graph, layer.gemm, scales[id(layer)], fmt, scheme.method, seen.get(names[id(layer)]))
+    for layer, scale in zip(shape.layers, read_scales, strict=True):
+        fmt = INTEGERS[formats.get(layer.node.name or "", scheme.weights)]
+        _quantize_weight(graph, layer.node, scale, fmt, scheme.method, seen.get(names[id(layer)]))
     remove_unused(graph)
     return model
 
 
-def _exit_function(graph: ir.Graph) -> tuple[ir.Value, Chain] | None:
+def _exit_function(graph: ir.Graph, done: dict) -> tuple[ir.Value, Chain] | None:
     """The squashing after the last layer, if any: (its output, the function)."""
     for node in reversed(list(graph)):
-        if node.op_type in SQUASHING:
+        if node.op_type in SQUASHING and node.outputs[0] not in done:
             end = node.outputs[0]
-            function = chain(end, _is_gemm)
-            if function is not None and not any(_reaches_gemm(u) for u, _ in end.uses()):
+            function = chain(end, _is_layer)
+            if function is not None and not any(_reaches_layer(u) for u, _ in end.uses()):
                 return end, function
     return None
 
 
-def _reaches_gemm(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" or any(_reaches_gemm(u) for o in node.outputs for u, _ in o.uses())
+def _is_layer(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type in LAYERS
+
+
+def _reaches_layer(node: ir.Node) -> bool:
+    return node.op_type in LAYERS or any(_reaches_layer(u) for o in node.outputs for u, _ in o.uses())
 
 
 def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator], done: dict) -> None:
@@ -152,12 +142,24 @@ def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator
 
 def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], scheme: Scheme, done: dict) -> np.float32:
     """Quantize a layer's input for all the layers that share it; the scale."""
-    estimator = ranges[layer.x.name or ""]
-    users = [(n, i) for n, i in layer.x.uses() if n.op_type == "Gemm"]
+    source = layer.source
+    if layer.wide or (layer.entry and source in done):
+        return done[source]
+    key = (source, "layers")
+    if key not in done:
+        done[key] = _input_scale(graph, layer, ranges, scheme, done)
+    return done[key]
+
+
+def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], scheme: Scheme, done: dict) -> np.float32:
+    source = layer.source
+    estimator = ranges[source.name or ""]
+    users = [(n, i) for n, i in source.uses() if n.op_type in LAYERS | MOVES]
     if layer.entry:
-        fmt = INTEGERS[scheme.inputs]
-        scale = affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
-        _insert(graph, layer.x, scale, 0, fmt, users)
+        exact = _pixels(source)
+        fmt = INTEGERS["uint8"] if exact is not None else INTEGERS[scheme.inputs]
+        scale = exact or affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
+        _insert(graph, source, scale, 0, fmt, users)
         return scale
     function = layer.function
     if function is not None and [n.op_type for n in function.nodes] == ["Relu"]:
@@ -165,11 +167,12 @@ def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator],
         if scheme.activations.startswith("uint"):
             high = estimator.range(INTEGERS[scheme.activations], False)[1]
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
-            _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users)
+            beside = function.root in done
+            _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users, beside)
             if not relu.outputs[0].uses():
                 graph.remove(relu, safe=True)
             return scale
-    if function is not None and function.nodes:
+    if function is not None and function.nodes and origin(function.root) not in done:
         _quantize_root(graph, function, ranges, done)
     signed = INTEGERS[scheme.activations.removeprefix("u")]
     if function is not None and function.nodes and function.nodes[-1].op_type == "Tanh" and signed.bits == 8:
@@ -177,17 +180,35 @@ def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator],
     else:
         found = affine.asymmetric_scale(*estimator.range(signed, False), signed)
         scale, zero = np.float32(found[0]), int(found[1])
-    _insert(graph, layer.x, scale, zero, signed, users)
+    _insert(graph, source, scale, zero, signed, users, source in done)
     return scale
+
+
+def _pixels(source: ir.Value) -> np.float32 | None:
+    """What one step of an 8-bit image is worth, where the entry is such an image divided by (or times) a constant."""
+    node = source.producer()
+    if node is None or node.op_type not in ("Div", "Mul") or node.inputs[0] is None:
+        return None
+    factor, cast = const(node.inputs[1]), node.inputs[0].producer()
+    if factor is None or factor.size != 1 or cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
+        return None
+    if cast.inputs[0].dtype != ir.DataType.UINT8:
+        return None
+    worth = float(factor.reshape(()))
+    return np.float32(1 / worth if node.op_type == "Div" else worth)
 
 
 def _quantize_weight(
     graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat, method: str, statistics: Statistics | None
 ) -> None:
-    weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2])
+    weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    if weight is not None and len(gemm.inputs) < 3:
+        bias = np.zeros(len(weight), np.float32)
+        gemm.resize_inputs(3)
     if weight is None or bias is None:
         raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")
     stem = (gemm.inputs[1].name or gemm.name) if gemm.inputs[1] is not None else gemm.name
+    kernel, weight = weight.shape, weight.reshape(len(weight), -1)
     affine.check_finite(weight, f"weight {stem}")
     chosen = solvers.method(method)
     clipped = chosen.clip and statistics is not None
@@ -198,7 +219,7 @@ def _quantize_weight(
         lost = weight - found * scale.astype(np.float64)[:, None]
         bias = (bias + lost @ statistics.mean).astype(np.float32)
     codes = semantics.bias_codes(bias, scale_input, scale)
-    stored = found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found  # ONNX packs two INT4 in a byte
+    stored = (found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found).reshape(kernel)  # ONNX packs two INT4 in a byte
     for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
         kind = "weight" if index == 1 else "bias"
         d = ir.node(

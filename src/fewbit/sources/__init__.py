@@ -64,7 +64,9 @@ def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: boo
         return onnx_file.load(path)
     if path.suffix in (".pt", ".pth", ".ts", ".jit"):
         if not trust_torchscript:
-            raise FewbitError(f"{path}: loading a TorchScript file can execute code in it; if you trust it, add --trust-torchscript")
+            raise FewbitError(
+                f"{path}: a TorchScript file can execute code when loaded; if you trust it, add --trust-torchscript"
+            )
         from fewbit.sources import torchscript
 
         return torchscript.load(path)

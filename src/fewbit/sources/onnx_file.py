@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fewbit.graph import fold, read
+from fewbit.graph import fold, metadata, read
 from fewbit.sources import Source, digest
 
 
@@ -12,4 +12,5 @@ def load(path: Path) -> Source:
         "observation": {v.name: [d if isinstance(d, int) else str(d) for d in (v.shape or [])][1:] for v in model.graph.inputs},
         "action": {v.name: [d if isinstance(d, int) else str(d) for d in (v.shape or [])][1:] for v in model.graph.outputs},
     }
-    return Source(model, path.name, digest(path.read_bytes()), contract)
+    state = metadata.read(model).get("state") or []
+    return Source(model, path.name, digest(path.read_bytes()), contract, tuple(state))

@@ -64,8 +64,8 @@ def layers(x: Tensor, states: list[Tensor], weights: Weights, kind: str, biases:
             own += [torch.zeros(len(own[0]))] * 2
         if len(own) < 4 or own[1].shape[0] != (4 if kind == "lstm" else 3) * own[1].shape[1]:
             raise FewbitError(f"a {kind.upper()} with projections is not supported; export it as ONNX by hand")
-        held = [s[k] if count > 1 else s.squeeze(0) for s in states]
-        made = lstm(x, *held, own) if kind == "lstm" else (gru(x, *held, own),)
+        h, *c = [s[k] if count > 1 else s.squeeze(0) for s in states]
+        made = lstm(x, h, c[0], own) if kind == "lstm" else (gru(x, h, own),)
         for collected, value in zip(new, made, strict=True):
             collected.append(value)
         x = made[0]

@@ -26,9 +26,10 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "prim::ListConstruct": lambda *a: list(a), "prim::TupleIndex": operator.getitem,
 }  # fmt: skip
 TENSOR = {
-    "linear", "elu", "relu", "tanh", "sigmoid", "silu", "softplus", "leaky_relu", "gelu", "hardtanh", "clamp", "add", "sub", "mul",
-    "div", "neg", "cat", "unsqueeze", "squeeze", "flatten", "view", "reshape", "select", "transpose", "permute", "matmul", "addmm",
-    "t", "chunk", "conv1d", "conv2d", "layer_norm", "zeros", "exp", "to", "contiguous", "detach", "clone", "dropout", "expand",
+    "linear", "elu", "relu", "tanh", "sigmoid", "silu", "softplus", "leaky_relu", "gelu", "hardtanh", "clamp", "add", "sub",
+    "mul", "div", "neg", "cat", "unsqueeze", "squeeze", "flatten", "view", "reshape", "select", "transpose", "permute", "matmul",
+    "addmm", "t", "chunk", "conv1d", "conv2d", "layer_norm", "zeros", "exp", "to", "contiguous", "detach", "clone", "dropout",
+    "expand",
 }  # fmt: skip
 
 
@@ -95,7 +96,9 @@ class Step(torch.nn.Module):
         for name in _overwritten(self.graph):
             value = getattr(module, name)
             if value.dim() not in (2, 3) or value.shape[-2] != 1:
-                raise FewbitError(f"its state {name} has shape {list(value.shape)}; [layers, 1, hidden] or [1, hidden] is supported")
+                raise FewbitError(
+                    f"its state {name} has shape {list(value.shape)}; [layers, 1, hidden] or [1, hidden] is supported"
+                )
             start = value.detach().reshape(-1)
             initial = start.tolist() if start.any() else None
             self.states.append(Remembered(name, tuple(d for d in value.shape[:-2] if d != 1) + value.shape[-1:], initial))
@@ -190,7 +193,7 @@ class _Walk:
 
 
 def _recurrent(kind: str, given: list[Any]) -> tuple[torch.Tensor, ...]:
-    """aten::lstm and aten::gru of one step: (x, states, weights, biases, layers, dropout, training, bidirectional, batch_first)."""
+    """aten::lstm, aten::gru of one step: x, states, weights, biases, layers, dropout, training, bidirectional, batch_first."""
     x, states, weights, biases, _, _, _, bidirectional, batch_first = given
     axis = 1 if batch_first else 0
     if bidirectional or x.shape[axis] != 1:

@@ -1,0 +1,94 @@
+"""16 bits for what meets other values: the operands and results of joins, and what is remembered (S5, S8).
+
+One scale a value, a power of two: 2^-15 for what cannot exceed 1, 2^-12 for what is only squashed next (S6), the calibrated range
+otherwise. A state enters and leaves on one scale, so that every code comes back.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.graph.elementwise import chain
+from fewbit.graph.fold import const
+from fewbit.graph.layers import LAYERS, MOVES, Shape, origin
+from fewbit.numerics import affine
+from fewbit.numerics.formats import INTEGERS
+from fewbit.numerics.ranges import Estimator
+
+SQUASHING = {"Tanh", "Sigmoid"}
+INT16 = INTEGERS["int16"]
+UNIT, SQUASHED = np.float32(2.0**-15), np.float32(2.0**-12)
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A value of 16-bit codes and what one of them is worth."""
+
+    value: ir.Value
+    scale: np.float32
+
+
+def values(graph: ir.Graph, shape: Shape) -> list[ir.Value]:
+    """What joins read and make, and what the functions before them read, in order; then the outputs that are remembered."""
+    found: list[ir.Value] = []
+    for join in shape.joins:
+        for operand in [i for i in join.inputs if i is not None and const(i) is None]:
+            made = origin(operand)
+            function = None if shape.is_root(made) else chain(made, shape.is_root)
+            found += [origin(function.root)] if function is not None and function.nodes else []
+            found.append(made)
+        found.append(join.outputs[0])
+    wanted = set(shape.states.values())
+    found += [v for v in graph.outputs if v.name in wanted]
+    return list(dict.fromkeys(found))
+
+
+def plan(graph: ir.Graph, shape: Shape, ranges: dict[str, Estimator]) -> list[Wide]:
+    """Every such value with its scale."""
+    scales: dict[ir.Value, np.float32] = {}
+    partner = _partners(graph, shape)
+    for value in values(graph, shape):
+        scales[value] = scales.get(partner.get(value, value)) or _scale(graph, value, shape, ranges, partner)
+    for join in shape.joins:
+        if join.op_type == "Concat":
+            scales[join.outputs[0]] = max(scales[origin(i)] for i in join.inputs if i is not None)
+    return [Wide(v, s) for v, s in scales.items()]
+
+
+def _partners(graph: ir.Graph, shape: Shape) -> dict[ir.Value, ir.Value]:
+    """A state's input and output, each the other's."""
+    inputs, outputs = {v.name: v for v in graph.inputs}, {v.name: v for v in graph.outputs}
+    pairs = [(inputs[i], outputs[o]) for i, o in shape.states.items()]
+    return dict(pairs) | {o: i for i, o in pairs}
+
+
+def _scale(graph: ir.Graph, value: ir.Value, shape: Shape, ranges: dict[str, Estimator], partner: dict) -> np.float32:
+    pair = [value, partner[value]] if value in partner else [value]
+    if _bounded(value, partner):
+        return UNIT
+    users = _users(value)
+    made = value.producer()
+    if len(pair) == 1 and users <= SQUASHING and made is not None and (made.op_type in LAYERS or made in shape.joins):
+        return SQUASHED
+    high = max(ranges[v.name or ""].range(INT16, True)[1] for v in pair)
+    unseen = 2.0 if value in partner or made is None or not shape.is_root(value) else 1.25
+    return affine.power_of_two_scale(unseen * high, INT16)
+
+
+def _bounded(value: ir.Value, partner: dict[ir.Value, ir.Value]) -> bool:
+    """Is its magnitude at most 1 whatever the input? A state is where its output is; episodes are taken to start within it."""
+    made = value.producer()
+    if made is None:
+        return value in partner and partner[value].producer() is not None and _bounded(partner[value], {})
+    if made.op_type == "Mul":
+        return all(i is not None and const(i) is None and _bounded(origin(i), partner) for i in made.inputs)
+    return made.op_type in SQUASHING
+
+
+def _users(value: ir.Value) -> set[str]:
+    """Operators that read it, moved about or not."""
+    found: set[str] = set()
+    for node, _ in value.uses():
+        found |= set().union(*(_users(o) for o in node.outputs)) if node.op_type in MOVES else {node.op_type}
+    return found
