@@ -34,11 +34,12 @@ print(emlearn.convert(net, method="loadable", return_type="regressor").save(name
 
 @dataclass
 class Program:
-    """Files that define policy_act, what the compiler needs besides, and the first action where it is known to the digit."""
+    """Files that define policy_act, what the compiler needs besides, and the first action, where known better, within a step."""
 
     files: dict[str, str]
     options: list[str] = field(default_factory=list)
-    exact: list[float] | None = None
+    known: list[float] | None = None
+    step: float = 0.5
 
 
 def run(*command: object, error: bool = False) -> str:
@@ -68,10 +69,10 @@ def emx(venv: Path, source: Path, dimension: str) -> Program:
     return Program({"policy.c": '#include "policy.h"\n' + out.read_text() + act} | header())
 
 
-def written(venv: Path, source: Path, observations: Path, bits: int) -> tuple[Path, dict]:
+def written(venv: Path, source: Path, observations: Path, what: str) -> tuple[Path, dict]:
     """The .tflite, and what boards_tflite.py says of it."""
-    model = source.with_name(f"{bits}.tflite")
-    command = [venv / "bin" / "python", HERE / "boards_tflite.py", "write", source, observations, bits, model]
+    model = source.with_name(f"{what}.tflite")
+    command = [venv / "bin" / "python", HERE / "boards_tflite.py", "write", source, observations, what, model]
     done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
     arena = re.search(r"Arena allocation total (\d+)", done.stderr)
     assert arena
@@ -84,15 +85,16 @@ def prepared(real: float) -> str:
     return f"{{{round(fraction * 2**31)}, {shift}}}"
 
 
-def tflite_kernels(venv: Path, model: Path, found: dict, bits: int) -> Program:
+def tflite_kernels(venv: Path, model: Path, found: dict, what: str) -> Program:
     net, content = found["layers"], model.read_bytes()
     each = zip(net, net[1:], strict=False)
     rows = [f"{{{a['in']}, {a['out']}, {a['zero']}, {b['zero']}, {int(a['relu'])}, {a['weight']}, {a['bias']}}}" for a, b in each]
     reals = [prepared(r) for a in net[:-1] for r in a["real"]]
     wide = max(max(a["in"], a["out"]) for a in net[:-1])
-    text = f"""typedef {"int8_t" if bits == 8 else "int16_t"} codes;
-typedef {"int32_t" if bits == 8 else "int64_t"} sums;
+    text = f"""typedef {"int8_t" if what != "16x8" else "int16_t"} codes;
+typedef {"int32_t" if what != "16x8" else "int64_t"} sums;
 enum {{ LAYERS = {len(rows)}, IN = {net[0]["in"]}, OUT = {net[-2]["out"]}, WIDEST = {wide}, CHANNELS = {len(reals)} }};
+#define ONE_SCALE {int(what == "layer")}
 struct Layer {{ int in, out, zero_in, zero_out, relu, weight, bias; }};
 static const Layer layer[] = {{{", ".join(rows)}}};
 struct End {{ float scale; int zero; }};
@@ -111,7 +113,12 @@ alignas(16) static const unsigned char model[] = {{{", ".join(map(str, content))
         "-w",
         "-DNDEBUG",
     ]
-    return Program({"policy.cc": (HERE / "boards_tflite.cc").read_text(), "layers.h": text} | header(), options, found["first"])
+    return Program(
+        {"policy.cc": (HERE / "boards_tflite.cc").read_text(), "layers.h": text} | header(),
+        options,
+        found["first"],
+        net[-1]["scale"] * 1.01,
+    )
 
 
 def counted(symbol: str, *command: object) -> int:

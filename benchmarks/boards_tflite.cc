@@ -32,17 +32,25 @@ extern "C" void policy_act(const float *observation, float *action) {
   entry.zero_point = ends[0].zero, entry.scale = ends[0].scale;
   tf::reference_ops::AffineQuantize(entry, from, observation, from, buffer[0]);
   int channel = 0;
+  (void)channel;
   for (int k = 0; k < LAYERS; k++) {
     const auto &l = layer[k];
     tf::FullyConnectedParams p;
     p.input_offset = -l.zero_in, p.output_offset = l.zero_out;
     p.quantized_activation_max = std::numeric_limits<codes>::max();
     p.quantized_activation_min = l.relu ? l.zero_out : std::numeric_limits<codes>::min();
-    tf::reference_integer_ops::FullyConnectedPerChannel(
-        p, multiplier + channel, shift + channel, shape(1, l.in), buffer[k % 2], shape(l.out, l.in),
-        (const int8_t *)(model + l.weight), shape(1, l.out), (const sums *)(model + l.bias), shape(1, l.out),
-        buffer[(k + 1) % 2]);
+    const tf::RuntimeShape in = shape(1, l.in), weights = shape(l.out, l.in), out = shape(1, l.out);
+    const codes *x = buffer[k % 2];
+    const int8_t *w = (const int8_t *)(model + l.weight);
+    const sums *bias = (const sums *)(model + l.bias);
+#if ONE_SCALE
+    p.weights_offset = 0, p.output_multiplier = multiplier[k], p.output_shift = shift[k];
+    tf::reference_integer_ops::FullyConnected(p, in, x, weights, w, out, bias, out, buffer[(k + 1) % 2]);
+#else
+    tf::reference_integer_ops::FullyConnectedPerChannel(p, multiplier + channel, shift + channel, in, x, weights, w, out, bias, out,
+                                                        buffer[(k + 1) % 2]);
     channel += l.out;
+#endif
   }
   tf::DequantizationParams leave;
   leave.zero_point = ends[1].zero, leave.scale = ends[1].scale;

@@ -1,10 +1,11 @@
 """A float ONNX network as an int8 or 16x8 .tflite, run by TensorFlow Lite Micro's own interpreter; boards_peers.py calls it.
 
-    python boards_tflite.py write float.onnx observations.npy 8|16 model.tflite    # JSON: layers, error; arena on stderr
-    python boards_tflite.py invoke model.tflite observations.npy TIMES             # for valgrind
+    python boards_tflite.py write float.onnx observations.npy int8|16x8|layer model.tflite    # prints JSON; arena on stderr
+    python boards_tflite.py invoke model.tflite observations.npy TIMES                       # for valgrind
 
 Runs in the peers' environment. The model is as TensorFlow's converter writes it: a float input, QUANTIZE, FULLY_CONNECTED with
-one scale an output and ReLU fused, DEQUANTIZE; ranges are the least and greatest value on the observations.
+one scale an output and ReLU fused, DEQUANTIZE; ranges are the least and greatest value on the observations. layer: int8 with one
+scale a layer.
 """
 
 import json
@@ -76,7 +77,8 @@ def operator(code: int, inputs: list[int], output: int, relu: bool = False) -> s
     return op
 
 
-def write(net: list, observations: np.ndarray, bits: int) -> tuple[bytes, list[dict]]:
+def write(net: list, observations: np.ndarray, what: str) -> tuple[bytes, list[dict]]:
+    bits = 16 if what == "16x8" else 8
     made, kind, ops, plain = Writer(), INT8 if bits == 8 else INT16, [], []
     ranges = [affine(v, bits) for v in floats(net, observations)]
     ends = [made.tensor((1, net[0][0].shape[1]), FLOAT32)]
@@ -84,6 +86,7 @@ def write(net: list, observations: np.ndarray, bits: int) -> tuple[bytes, list[d
     ops.append(operator(0, ends[:], at))
     for k, (w, b) in enumerate(net):
         scales = np.abs(w).max(1) / 127
+        scales = scales.max(keepdims=True) if what == "layer" else scales
         codes = np.clip(np.round(w / scales[:, None]), -127, 127).astype(np.int8)
         biases = np.round(b / (scales * ranges[k][0])).astype(np.int32 if bits == 8 else np.int64)
         weight = made.tensor(w.shape, INT8, scales, 0, codes)
@@ -123,9 +126,9 @@ def main() -> None:
         for _ in range(times):
             interpreter.invoke()
         return
-    source, observations, bits, out = sys.argv[2], np.load(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    source, observations, what, out = sys.argv[2], np.load(sys.argv[3]), sys.argv[4], Path(sys.argv[5])
     net = layers(source)
-    content, plain = write(net, observations, bits)
+    content, plain = write(net, observations, what)
     out.write_bytes(content)
     interpreter, errors, first = runtime.Interpreter.from_bytes(content), [], []
     for x, y in zip(observations[:100], floats(net, observations[:100])[-1], strict=True):
