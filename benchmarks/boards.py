@@ -82,14 +82,23 @@ def linked(folder: Path, program: Program, cpu: str, observation: np.ndarray, ou
     return folder / "all.elf"
 
 
+def sized(elf: Path) -> tuple[int, int]:
+    """Flash and static RAM of the sections, less the harness's part. A sum of symbols would not do: libgcc has aliases."""
+    text, data, bss = [int(n) for n in tool("size", elf).splitlines()[1].split()[:3]]
+    symbols = [line.split() for line in tool("nm", "-S", elf).splitlines()]
+    ours = [(int(s[1], 16), s[2].lower()) for s in symbols if len(s) == 4 and s[3].split(".")[0] in HARNESS]
+    return text + data - sum(n for n, k in ours if k in "trwd"), data + bss - sum(n for n, k in ours if k in "bd")
+
+
+def tool(name: str, *command: object) -> str:
+    return subprocess.run([f"arm-none-eabi-{name}", *map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
 def measured(program: Program, cpu: str, observation: np.ndarray, right: np.ndarray) -> list[int]:
     """Flash, RAM in static buffers, RAM on the stack, instructions an action: of the policy alone. The action is checked."""
     with tempfile.TemporaryDirectory() as folder:
         elf = linked(Path(folder), program, cpu, observation, len(right))
-        symbols = subprocess.run(["arm-none-eabi-nm", "-S", elf], check=True, capture_output=True, text=True).stdout
-        sized = [line.split() for line in symbols.splitlines() if len(line.split()) == 4]
-        kept = [(int(size, 16), kind.lower()) for _, size, kind, name in sized if name.split(".")[0] not in HARNESS]
-        flash, ram = sum(s for s, k in kept if k in "trwd"), sum(s for s, k in kept if k in "bd")
+        flash, ram = sized(elf)
         qemu = ["timeout", "60", "qemu-system-arm", "-M", "mps2-an386", "-nographic", "-semihosting", "-icount", "shift=0"]
         done = subprocess.run([*qemu, "-kernel", elf], capture_output=True, text=True)
         instructions, stack, *action = [int(v) for v in (done.stdout + done.stderr).split()]
