@@ -21,12 +21,13 @@ INVOKE = "tflite::micro::MicroInterpreter::Invoke()"
 CORE = "Micro(Interpreter|Allocator|Context|Graph)|Greedy|SingleArena|Allocation|Internal"
 INTERPRETER = rf"tflite::micro::(\(anonymous namespace\)::)?({CORE})"
 EMLEARN = """
-import sys, numpy, onnx, emlearn
+import os, sys, numpy, onnx, emlearn
 from sklearn.neural_network import MLPRegressor
 found = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(sys.argv[1]).graph.initializer}
 n = len(found) // 2
 net = MLPRegressor(activation="relu")
 net.coefs_, net.intercepts_ = [found[f"w{k}"].T for k in range(n)], [found[f"b{k}"] for k in range(n)]
+os.chdir(os.path.dirname(sys.argv[1]))  # it leaves tmp/ where it runs
 net.n_layers_, net.out_activation_, net.n_outputs_ = n + 1, "identity", len(net.intercepts_[-1])
 print(emlearn.convert(net, method="loadable", return_type="regressor").save(name="net"))
 """
