@@ -65,6 +65,10 @@ def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
         user.replace_input_with(index, value)
     for k, out in enumerate(graph.outputs):
         if out is node.outputs[0]:
+            if value.is_graph_input() or value.is_graph_output():  # which has a name of its own to keep
+                same = ir.node("Identity", [value], name=f"{out.name}.same")
+                graph.insert_before(node, same)
+                value = same.outputs[0]
             value.name, out.name = out.name, f"{out.name}.codes_read"
             value.shape, value.dtype = out.shape, out.dtype or ir.DataType.FLOAT
             graph.outputs[k] = value

@@ -31,6 +31,7 @@ RUNTIMES = {
 }
 PLACES = {
     "c": Room("fewbit.targets.c"),
+    "litert": Room("fewbit.targets.litert", "litert"),
     "onnx": Room("fewbit.targets.onnx"),
     "tensorrt-rtx": Room("fewbit.targets.tensorrt_rtx", "tensorrt-rtx"),
 }
