@@ -65,9 +65,17 @@ def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
         user.replace_input_with(index, value)
     for k, out in enumerate(graph.outputs):
         if out is node.outputs[0]:
+            if value.producer() is None:  # an input must keep its own name
+                value = _identity(graph, value)
             value.name, out.name = out.name, f"{out.name}.codes_read"
             value.shape, value.dtype = out.shape, out.dtype or ir.DataType.FLOAT
             graph.outputs[k] = value
+
+
+def _identity(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    node = ir.node("Identity", [value], name=f"{value.name}.identity")
+    graph.append(node)
+    return node.outputs[0]
 
 
 def _before(graph: ir.Graph, quantize: ir.Node | None) -> ir.Value:
