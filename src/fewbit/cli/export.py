@@ -18,7 +18,7 @@ def export(
     layout: Annotated[str, typer.Option(help="c: plain, arduino (PlatformIO too), esp-idf or zephyr")] = "",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
-    """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes."""
+    """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes; tensorrt-rtx: an engine."""
     given = {"target": target, "name": name, "layout": layout}
     made = targets.export(artifact, to, output, **{k: v for k, v in given.items() if v})
     if json:
@@ -26,6 +26,8 @@ def export(
         return 0
     for file in made["files"]:
         print(file)
+    for layer, read in made.get("layers", {}).items():
+        print(f"{layer}  {read}")
     if "flash_bytes" in made:
         print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
     return 0
