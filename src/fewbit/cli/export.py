@@ -22,7 +22,7 @@ def export(
     raw_offsets: Annotated[Path | None, typer.Option(help="c: .npy, what is added then")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
-    """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes."""
+    """Write an artifact for where it must run; c: one .c and one .h that any C99 compiler takes; tensorrt-rtx: an engine."""
     given: dict[str, Any] = {"target": target, "name": name, "layout": layout, "raw": raw}
     given = {k: v for k, v in given.items() if v}
     for option, path in (("raw_factors", raw_factors), ("raw_offsets", raw_offsets)):
@@ -34,6 +34,8 @@ def export(
         return 0
     for file in made["files"]:
         print(file)
+    for layer, read in made.get("layers", {}).items():
+        print(f"{layer}  {read}")
     if "flash_bytes" in made:
         print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
     return 0

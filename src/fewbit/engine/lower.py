@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.engine.float_ops import EXACT, OPS
-from fewbit.engine.operands import bias_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
+from fewbit.engine.operands import bias_of, constant_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
 from fewbit.engine.program import (
     Add,
     Dequantize,
@@ -255,7 +255,7 @@ class _Lowering:
     def _float(self, node: ir.Node, out: str) -> str:
         if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
             raise FewbitError(f"node {node.name}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
-        inputs = tuple(None if i is None else c if (c := const(i)) is not None else self.floats(i) for i in node.inputs)
+        inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)
         self.exact &= node.op_type in EXACT
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)
         return self._emit(Float(node.op_type, out, inputs, _attributes(node, out)), touches)

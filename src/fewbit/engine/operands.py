@@ -6,6 +6,7 @@ import onnx_ir as ir
 from fewbit.engine.float_ops import MOVES
 from fewbit.errors import FewbitError
 from fewbit.graph.fold import const
+from fewbit.graph.strip import floats
 from fewbit.numerics.formats import INTEGERS, IntFormat
 
 _FORMAT_OF = {
@@ -16,6 +17,14 @@ _FORMAT_OF = {
 def plain(codes: np.ndarray) -> np.ndarray:
     """4- and 2-bit codes, which NumPy cannot add, as 8-bit ones."""
     return codes if codes.dtype.kind in "iu" else codes.astype(np.uint8 if "u" in codes.dtype.name else np.int8)
+
+
+def constant_of(value: ir.Value) -> np.ndarray | None:
+    """A constant, or the float reading of constant codes that have a scale per channel; None for all else."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or const(node.inputs[0]) is None or scale_of(node)[0].size == 1:
+        return const(value)
+    return floats(node)
 
 
 def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
