@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import ladder, solvers, sources
+from fewbit import ladder, solvers, sources, targets
 from fewbit.artifact import Artifact
 from fewbit.diff import Row
 from fewbit.engine.load import load as load_policy
@@ -78,14 +78,15 @@ def quantize(
 
     check(episodes, keep)
     baseline = Baseline(original.model, env, env_args, seed)
+    load = quickest if scheme.target == "any" else targets.loader(scheme.target)
     recipe = {"env": env, "env_args": env_args or {}, "seed": seed}
     if scheme.method != "auto":
         artifact = _artifact(original, feeds, scheme, recipe)
-        return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress))
+        return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress, load=load))
     elsewhere = Baseline(original.model, env, env_args, seed + SEARCH_SEED)
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
-        return measure(model, baseline if reported else elsewhere, keep, episodes, True, progress, quick=not reported)
+        return measure(model, baseline if reported else elsewhere, keep, episodes, True, progress, not reported, load)
 
     return _climb(original, feeds, scheme, recipe, cost)
 
@@ -223,6 +224,9 @@ def _artifact(
     record = {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved}
     record |= {"state": list(original.state)} if original.state else {}
     metadata.write(model, record)
+    if scheme.target != "any":
+        model = targets.rewrite(model, scheme.target)
+        record = metadata.read(model)
     return Artifact(model, record)
 
 
@@ -247,16 +251,21 @@ def evaluate(
     normalizer: str | Path | None = None,
     progress: Progress = _silent,
     trust_torchscript: bool = False,
+    executor: str = "native",
 ) -> dict[str, Any]:
-    """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence"."""
+    """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence".
+
+    executor: native (the reference where the engine cannot), or a runtime of targets.RUNTIMES, in which it is run and timed.
+    """
     from fewbit.rl.measure import Baseline, measure, without_original
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
+    load = quickest if executor == "native" else targets.runtime(executor, "--executor").load
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
     if against is None:
-        return without_original(model, env, env_args, episodes, seed, progress) | {"size_bytes": size}
+        return without_original(model, env, env_args, episodes, seed, progress, load) | {"size_bytes": size}
     baseline = Baseline(sources.load(against, normalizer, trust_torchscript=trust_torchscript).model, env, env_args, seed)
-    return measure(model, baseline, keep, episodes, False, progress) | {"size_bytes": size}
+    return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
 
 
 def _check(scheme: qdq.Scheme) -> None:
@@ -270,6 +279,7 @@ def _check(scheme: qdq.Scheme) -> None:
         ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),
         ("--inputs", scheme.inputs, ("int16", "int8")),
         ("--ranges", scheme.ranges, tuple(RANGES)),
+        ("--target", scheme.target, ("any", *targets.RUNTIMES)),
     ):
         if name not in allowed:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")

@@ -16,6 +16,7 @@ def evaluate(
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
     keep: Annotated[float | None, typer.Option(help="exit 1 unless this share of the return is kept (reported at 0.95)")] = None,
     episodes: Annotated[int, typer.Option(help="episodes of each policy")] = 100,
+    executor: Annotated[str, typer.Option(help="run it in native, onnxruntime, openvino or tensorrt")] = "native",
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -35,6 +36,7 @@ def evaluate(
             normalizer,
             bar,
             trust_torchscript,
+            executor,
         )
     common.show(record, json)
     return common.status(record, keep is not None)

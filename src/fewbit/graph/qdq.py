@@ -22,8 +22,10 @@ from fewbit.graph.wide import SQUASHING
 from fewbit.numerics import affine, semantics
 from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.numerics.ranges import Estimator
-from fewbit.solvers import clip, rtn
+from fewbit.solvers import clip, pairs, rtn
 from fewbit.solvers.statistics import Statistics
+
+SATURATING = ("onnxruntime", "openvino")  # whose int8 kernels add two products in 16 bits on x86 without VNNI
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Scheme:
     method: str = "rtn"
     ranges: str = "minmax"  # of hidden activations: numerics/ranges
     layers: tuple[tuple[str, str], ...] = ()  # (name of the layer's node, format of its weights)
+    target: str = "any"  # the runtime by whose rules it is written: targets.RUNTIMES
 
 
 def tensors(model: ir.Model) -> tuple[list[str], dict[str, Window | None]]:
@@ -103,7 +106,7 @@ def write(
     formats, seen = dict(scheme.layers), statistics or {}
     for layer, scale in zip(shape.layers, read_scales, strict=True):
         fmt = INTEGERS[formats.get(layer.node.name or "", scheme.weights)]
-        _quantize_weight(graph, layer.node, scale, fmt, scheme.method, seen.get(names[id(layer)]))
+        _quantize_weight(graph, layer.node, scale, fmt, scheme, seen.get(names[id(layer)]))
     remove_unused(graph)
     return model
 
@@ -199,7 +202,7 @@ def _pixels(source: ir.Value) -> np.float32 | None:
 
 
 def _quantize_weight(
-    graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat, method: str, statistics: Statistics | None
+    graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat, scheme: Scheme, statistics: Statistics | None
 ) -> None:
     weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     if weight is not None and len(gemm.inputs) < 3:
@@ -208,18 +211,14 @@ def _quantize_weight(
     if weight is None or bias is None:
         raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")
     stem = (gemm.inputs[1].name or gemm.name) if gemm.inputs[1] is not None else gemm.name
-    kernel, weight = weight.shape, weight.reshape(len(weight), -1)
     affine.check_finite(weight, f"weight {stem}")
-    chosen = solvers.method(method)
-    clipped = chosen.clip and statistics is not None
-    scale = clip.channel_scale(weight, fmt, statistics) if clipped and statistics else rtn.channel_scale(weight, fmt)
-    scale = semantics.raised_scale(bias, scale_input, scale)
-    found = solvers.solve(chosen.solver, weight, scale, fmt, statistics)
-    if chosen.bias and statistics is not None:
-        lost = weight - found * scale.astype(np.float64)[:, None]
+    limited = scheme.target in SATURATING and fmt.bits <= 8 and _reads_bytes(gemm)
+    found, scale = _solved(weight, bias, scale_input, fmt, scheme.method, limited, statistics)
+    if solvers.method(scheme.method).bias and statistics is not None:
+        lost = (weight - found * scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))).reshape(len(weight), -1)
         bias = (bias + lost @ statistics.mean).astype(np.float32)
     codes = semantics.bias_codes(bias, scale_input, scale)
-    stored = (found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found).reshape(kernel)  # ONNX packs two INT4 in a byte
+    stored = found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found  # ONNX packs two INT4 in a byte
     for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
         kind = "weight" if index == 1 else "bias"
         d = ir.node(
@@ -231,3 +230,32 @@ def _quantize_weight(
         d.outputs[0].name = f"{stem}.{kind}_dequantized"
         graph.insert_before(gemm, d)
         gemm.replace_input_with(index, d.outputs[0])
+
+
+def _solved(
+    weight: np.ndarray,
+    bias: np.ndarray,
+    scale_input: np.float32,
+    fmt: IntFormat,
+    method: str,
+    limited: bool,
+    statistics: Statistics | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(codes of weight's shape, float32 scale [out]). limited: solvers/pairs."""
+    chosen, rows = solvers.method(method), weight.reshape(len(weight), -1)
+    clipped = chosen.clip and statistics is not None
+    scale = clip.channel_scale(rows, fmt, statistics) if clipped and statistics else rtn.channel_scale(rows, fmt)
+    scale = semantics.raised_scale(bias, scale_input, scale)
+
+    def solve(w: np.ndarray, s: np.ndarray) -> np.ndarray:
+        return solvers.solve(chosen.solver, w, s, fmt, statistics)
+
+    codes = solve(rows, scale).reshape(weight.shape)
+    return pairs.within(codes, scale, weight, solve) if limited else (codes, scale)
+
+
+def _reads_bytes(gemm: ir.Node) -> bool:
+    """Are the codes of its input 8 bits?"""
+    made = origin(gemm.inputs[0]).producer() if gemm.inputs[0] is not None else None
+    zero = const(made.inputs[2]) if made is not None and made.op_type == "DequantizeLinear" else None
+    return zero is not None and zero.dtype.itemsize == 1

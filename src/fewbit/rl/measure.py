@@ -11,7 +11,7 @@ from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
 from fewbit.engine.lower import lower
 from fewbit.engine.policy import Policy
-from fewbit.engine.program import Program, packed_bytes
+from fewbit.engine.program import packed_bytes
 from fewbit.errors import FewbitError
 from fewbit.rl import evidence, returns
 
@@ -72,14 +72,21 @@ class Baseline:
 
 
 def measure(
-    model: ir.Model, baseline: Baseline, keep: float, episodes: int, stop_early: bool, progress: Progress, quick: bool = False
+    model: ir.Model,
+    baseline: Baseline,
+    keep: float,
+    episodes: int,
+    stop_early: bool,
+    progress: Progress,
+    quick: bool = False,
+    load: Callable[[ir.Model], Policy] = quickest,
 ) -> dict[str, Any]:
     """The record of a model against its baseline: `episodes` of them, or (stop_early) as many as the verdict needs up to that.
 
-    quick leaves out latency and size, which a search does not decide by.
+    quick leaves out latency and size, which a search does not decide by. load: the runtime that it is measured in.
     """
     check(episodes, keep)
-    program, quantized = lower(model), quickest(model)
+    quantized = load(model)
     q, f, found = compare(quantized, baseline, keep, episodes, stop_early, progress)
     record = {
         "return_float": summary(f),
@@ -92,7 +99,7 @@ def measure(
         "latency_float_us": 0.0 if quick else median_us(baseline.policy, baseline.policy.inputs),
         "latency_float_executor": baseline.policy.executor,
     }
-    return alone(model, program, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
+    return alone(model, quantized, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
 
 
 def compare(
@@ -111,28 +118,35 @@ def compare(
         target = min(episodes, max(target + 1, evidence.episodes_needed(found, target, keep)))
 
 
-def alone(model: ir.Model, program: Program, env: str, q: np.ndarray, seed: int, quick: bool = False) -> dict[str, Any]:
+def alone(model: ir.Model, policy: Policy, env: str, q: np.ndarray, seed: int, quick: bool = False) -> dict[str, Any]:
     """What is known of a policy without its original."""
+    program = lower(model)
     return {
         "env": env,
         "return_quantized": summary(q),
         "packed_bytes": packed_bytes(program),
         "exact": program.exact,
-        "latency_us": 0.0 if quick else latency(model),
-        "latency_executor": quickest(model).executor,
+        "latency_us": 0.0 if quick else latency(model, policy),
+        "latency_executor": policy.executor,
         "versions": _versions(),
         "seeds": [seed, seed + len(q) - 1],
     }
 
 
 def without_original(
-    model: ir.Model, env: str, env_args: dict[str, Any] | None, episodes: int, seed: int, progress: Progress
+    model: ir.Model,
+    env: str,
+    env_args: dict[str, Any] | None,
+    episodes: int,
+    seed: int,
+    progress: Progress,
+    load: Callable[[ir.Model], Policy] = quickest,
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of one policy."""
     check(episodes, 1.0)
-    policy, step = quickest(model), stepper(progress, "policy", 0, episodes)
+    policy, step = load(model), stepper(progress, "policy", 0, episodes)
     q = returns.episodes(policy, env, [seed + k for k in range(episodes)], env_args, 0, policy.inputs, step)[0]
-    return alone(model, lower(model), env, q, seed)
+    return alone(model, policy, env, q, seed)
 
 
 def check(episodes: int, keep: float) -> None:
@@ -174,12 +188,10 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0, "n": n}
 
 
-def latency(model: ir.Model) -> float:
-    """Median microseconds of one action: of the native engine as a robot's loop calls it, where it runs this graph."""
-    policy: Any = quickest(model)
-    if policy.executor.startswith("native"):
-        policy = load_policy(model)
-    return median_us(policy, policy.inputs)
+def latency(model: ir.Model, policy: Policy) -> float:
+    """Median microseconds of one action; of the native engine as a robot's loop calls it."""
+    called: Any = load_policy(model) if policy.executor.startswith("native") else policy
+    return median_us(called, policy.inputs)
 
 
 def median_us(policy: Callable[[Any], Any], inputs: dict[str, tuple[int, ...]], calls: int = 300) -> float:

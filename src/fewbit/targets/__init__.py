@@ -8,12 +8,19 @@ A runtime's module has
 
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx_ir as ir
+
+from fewbit.engine.load import quickest
+from fewbit.engine.policy import Policy
 from fewbit.errors import FewbitError, MissingExtra
+from fewbit.graph import metadata
+from fewbit.graph.qdq import SATURATING
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,33 @@ PLACES = {
 }
 
 
-def runtime(name: str) -> ModuleType:
+def rewrite(model: ir.Model, name: str) -> ir.Model:
+    """A copy by a runtime's rules, its record saying whose; refused where the runtime could saturate (targets/saturation)."""
+    from fewbit.targets import saturation
+
+    made = runtime(name).rewrite(model)
+    record = metadata.read(model) | {"target": name}
+    if name in SATURATING:
+        record["pairs"] = saturation.proof(made)
+    metadata.write(made, record)
+    return made
+
+
+def runtime(name: str, option: str = "--target") -> ModuleType:
     """The module of a runtime."""
-    return _room(RUNTIMES, "--target", name)
+    return _room(RUNTIMES, option, name)
+
+
+def loader(name: str) -> Callable[[ir.Model], Policy]:
+    """How to run a rewritten model: in its runtime, or, where that is not installed or has no device here, in fewbit's engine."""
+
+    def load(model: ir.Model) -> Policy:
+        try:
+            return runtime(name).load(model)
+        except FewbitError:
+            return quickest(model)
+
+    return load
 
 
 def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]:

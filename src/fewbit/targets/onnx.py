@@ -14,7 +14,9 @@ def export(artifact: Path, out: Path, target: str = "") -> dict[str, Any]:
     """{"files", "size_bytes"}; out is the file's path."""
     if not target:
         raise FewbitError(f"--to onnx writes a file for one runtime; give --target, one of {', '.join(targets.RUNTIMES)}")
-    model = targets.runtime(target).rewrite(read(artifact))
-    metadata.write(model, metadata.read(model) | {"target": target})
+    try:
+        model = targets.rewrite(read(artifact), target)
+    except FewbitError as e:
+        raise FewbitError(f"{artifact}: {e}") from None
     size = write_whole(out, metadata.to_bytes(model))
     return {"files": [str(out)], "size_bytes": size}

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine.load import Policy
-from fewbit.engine.operands import plain
+from fewbit.engine.policy import Policy
+from fewbit.engine.state import states
 from fewbit.errors import FewbitError, MissingExtra
-from fewbit.graph.fold import add_constant, const, remove_unused
-from fewbit.graph.strip import strip
+from fewbit.targets.eight_bits import eight_bits
 
 DENSE = ("Gemm", "MatMul", "Conv")
 EXECUTED = ("FullyConnected", "MatMul", "Convolution")  # what they are called once compiled
@@ -27,44 +26,25 @@ OPTIONS = {
 }
 
 
-def rewrite(model: ir.Model) -> ir.Model:
-    """A copy with 8-bit codes alone: what is wider is float, what is narrower is stored in 8 bits."""
-    model = strip(model, above=8)
-    for node in [n for n in model.graph if n.op_type == "DequantizeLinear"]:
-        value, codes = node.inputs[0], _centred(node)
-        if value is not None and codes is not None:
-            node.replace_input_with(0, add_constant(model.graph, f"{value.name}.int8", codes))
-            node.resize_inputs(2)
-    remove_unused(model.graph)
-    return model
-
-
-def _centred(node: ir.Node) -> np.ndarray | None:
-    """Constant codes as int8 whose zero is 0; None where they are that already, or are no weights, or do not fit."""
-    codes, zero = const(node.inputs[0]), const(node.inputs[2]) if len(node.inputs) > 2 else None
-    if codes is None or codes.dtype.itemsize > 1 or (codes.dtype == np.int8 and zero is None):
-        return None
-    axis = int(node.attributes["axis"].value) if "axis" in node.attributes else 1
-    centred = plain(codes).astype(np.int16)
-    if zero is not None:
-        along = [-1 if k == axis % codes.ndim else 1 for k in range(codes.ndim)] if zero.size > 1 else []
-        centred = centred - plain(zero).astype(np.int16).reshape(along)
-    return centred.astype(np.int8) if centred.min() >= -128 and centred.max() <= 127 else None
+rewrite = eight_bits
 
 
 def load(model: ir.Model) -> Policy:
     """The policy on OpenVINO's CPU plugin, one thread; the action is the first output."""
     request = _compile(model).create_infer_request()
     inputs = {v.name or "": v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    shapes = {k: tuple(d for d in (v.shape or [])[1:] if isinstance(d, int)) for k, v in inputs.items()}
+    names = [v.name or "" for v in model.graph.outputs]
 
-    def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         missing = [k for k in inputs if k not in feeds]
         if missing:
             raise FewbitError(f"input {missing[0]} is missing; the network takes {', '.join(inputs)}")
         given = {k: np.ascontiguousarray(feeds[k], np.float32 if v.dtype is None else v.dtype.numpy()) for k, v in inputs.items()}
-        return np.array(request.infer(given)[0])
+        made = request.infer(given)
+        return [np.array(made[k]) for k in range(len(names))]
 
-    return Policy(run, {k: tuple(d for d in (v.shape or [])[1:] if isinstance(d, int)) for k, v in inputs.items()}, "openvino")
+    return Policy(run, shapes, "openvino", states(model, shapes), names)
 
 
 def layers(model: ir.Model) -> list[tuple[str, str]]:

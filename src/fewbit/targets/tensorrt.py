@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine.load import Policy
 from fewbit.engine.operands import format_of, plain, scale_of
+from fewbit.engine.policy import Policy
+from fewbit.engine.state import states
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import metadata
 from fewbit.graph.fold import add_constant, const, remove_unused
@@ -185,11 +186,14 @@ def load(model: ir.Model) -> Policy:
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
     tensors = {n: (tuple(engine.get_tensor_shape(n))[1:], np.dtype(trt.nptype(engine.get_tensor_dtype(n)))) for n in names}
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    run = _runner(cuda, engine.create_execution_context(), tensors, inputs, model.graph.outputs[0].name or "")
-    return Policy(run, {n: tensors[n][0] for n in inputs}, "tensorrt")
+    outputs, shapes = [v.name or "" for v in model.graph.outputs], {n: tensors[n][0] for n in inputs}
+    run = _runner(cuda, engine.create_execution_context(), tensors, inputs, outputs)
+    return Policy(run, shapes, "tensorrt", states(model, shapes), outputs)
 
 
-def _runner(cuda: Any, context: Any, tensors: dict[str, Any], inputs: list[str], output: str) -> Callable[[Feeds], np.ndarray]:
+def _runner(
+    cuda: Any, context: Any, tensors: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> Callable[[Feeds], list[np.ndarray]]:
     """tensors: name -> (shape behind the batch, dtype). GPU memory for the largest batch is taken once."""
     memory = {n: _done(cuda.cudaMalloc(MOST * kind.itemsize * int(np.prod(shape)))) for n, (shape, kind) in tensors.items()}
     stream = _done(cuda.cudaStreamCreate())
@@ -197,20 +201,22 @@ def _runner(cuda: Any, context: Any, tensors: dict[str, Any], inputs: list[str],
         context.set_tensor_address(name, int(address))
     there, back = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
-    def run(feeds: Feeds) -> np.ndarray:
+    def run(feeds: Feeds) -> list[np.ndarray]:
         n = len(feeds[inputs[0]])
         if n > MOST:
-            return np.concatenate([run({k: v[i : i + MOST] for k, v in feeds.items()}) for i in range(0, n, MOST)])
+            pieces = [run({k: v[i : i + MOST] for k, v in feeds.items()}) for i in range(0, n, MOST)]
+            return [np.concatenate(p) for p in zip(*pieces, strict=True)]
         given = {k: np.ascontiguousarray(feeds[k], tensors[k][1]) for k in inputs}
         for k, x in given.items():
             context.set_input_shape(k, x.shape)
             _done(cuda.cudaMemcpyAsync(memory[k], x.ctypes.data, x.nbytes, there, stream))
         if not context.execute_async_v3(int(stream)):
             raise FewbitError("TensorRT could not run this engine; its own log says why")
-        y = np.empty((n, *tensors[output][0]), tensors[output][1])
-        _done(cuda.cudaMemcpyAsync(y.ctypes.data, memory[output], y.nbytes, back, stream))
+        made = [np.empty((n, *tensors[k][0]), tensors[k][1]) for k in outputs]
+        for k, y in zip(outputs, made, strict=True):
+            _done(cuda.cudaMemcpyAsync(y.ctypes.data, memory[k], y.nbytes, back, stream))
         _done(cuda.cudaStreamSynchronize(stream))
-        return y
+        return made
 
     return run
 
