@@ -10,16 +10,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import ROOT
+from layer_by_layer import layer_by_layer, quantized
 
 import fewbit
 from fewbit import _native
 from fewbit.engine import reference
 from fewbit.engine.load import load
 from fewbit.engine.lower import lower
-from fewbit.engine.operands import is_quantized
 from fewbit.errors import MissingExtra
 from fewbit.graph import metadata
-from fewbit.graph.fold import const, remove_unused
+from fewbit.graph.fold import const
 from fewbit.graph.read import prepare, read
 from fewbit.targets import openvino
 
@@ -40,57 +40,13 @@ def artifact(request, tmp_path_factory):
     return path
 
 
-def quantized(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_quantized(node)]
-
-
-def alone(model: ir.Model, name: str) -> tuple[ir.Model, ir.Node, float]:
-    """(one quantized layer from its input's codes to its output's codes, or floats; what makes its input's codes; one code)."""
-    model = model.clone()
-    gemm = next(n for n in model.graph if n.name == name)
-    dequantize = gemm.inputs[0].producer()
-    while dequantize.op_type != "DequantizeLinear":
-        dequantize = dequantize.inputs[0].producer()
-    quantize, end = dequantize.inputs[0].producer(), gemm.outputs[0]
-    after = [user for user, _ in end.uses()]
-    if len(after) == 1 and after[0].op_type == "Relu":
-        after = [user for user, _ in after[0].outputs[0].uses()]
-    code = 0.0
-    if len(after) == 1 and after[0].op_type == "QuantizeLinear":
-        code, end = float(const(after[0].inputs[1])), after[0].outputs[0].uses()[0][0].outputs[0]
-    source = quantize.inputs[0]
-    x = ir.Value(name="x", shape=source.shape, type=ir.TensorType(ir.DataType.FLOAT))
-    quantize.replace_input_with(0, x)
-    model.graph.inputs[:], model.graph.outputs[:] = [x], [end]
-    remove_unused(model.graph)
-    return model, quantize, code
-
-
-def layer_by_layer(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, float]:
-    """Assert 8 bits and at most one code of every quantized layer fed the reference's codes; name -> share of equal outputs."""
-    registers = reference.run(lower(model), feeds)
-    shares = {}
-    for node in quantized(model):
-        one, quantize, code = alone(model, node.name)
-        codes, (scale, zero) = registers[quantize.outputs[0].name], (const(i) for i in quantize.inputs[1:])
-        x = ((codes.astype(np.float64) - float(zero)) * float(scale)).astype(np.float32)
-        one.graph.inputs[0].shape = ir.Shape(["batch", *x.shape[1:]])
-        program = lower(one)
-        want, got = reference.run(program, {"x": x})[program.outputs[0]], openvino.load(one)(x)
-        assert {p for _, p in openvino.layers(one)} <= {"u8", "i8"}, node.name
-        allowed = 1.001 * code if code else 1e-6 * np.abs(want).max() + 1e-30
-        assert np.abs(got - want).max() <= allowed, (node.name, np.abs(got - want).max(), allowed)
-        shares[node.name] = float((np.abs(got - want) <= 0.001 * allowed if code else np.isclose(got, want)).mean())
-    return shares
-
-
 @vnni
 def test_every_quantized_layer_runs_in_8_bits_and_gives_the_references_codes(artifact, record_property):
     model = openvino.rewrite(read(artifact))
     names = {n.name for n in quantized(model)}
     assert len(names) == 2  # all but the one that reads 16-bit observations
     assert {n: p for n, p in openvino.layers(model) if n in names} == dict.fromkeys(names, "u8")
-    shares = layer_by_layer(model, {"observation": SEEN})
+    shares = layer_by_layer(model, {"observation": SEEN}, openvino.load, openvino.layers, {"u8", "i8"})
     got = openvino.load(model)(SEEN)
     own, original = (rmse(got, load(m, "reference")(SEEN)) for m in (model, read(artifact)))
     equal = ", ".join(f"{s:.3%}" for s in shares.values())
@@ -142,7 +98,7 @@ def test_every_graph_of_the_corpus():
 @vnni
 def test_each_convolution_alone():
     for case in corpus.convolutions():
-        layer_by_layer(openvino.rewrite(prepare(case.model)), case.feeds)
+        layer_by_layer(openvino.rewrite(prepare(case.model)), case.feeds, openvino.load, openvino.layers, {"u8", "i8"})
 
 
 @pytest.mark.parametrize("width", [9, 17, 33, 65])
@@ -187,8 +143,10 @@ def test_pairs_of_inputs_without_vnni(largest, tmp_path, record_property):
     assert apart == 0 or largest > 64
 
 
-def test_the_exported_file_in_a_process_without_fewbit(artifact, tmp_path):
-    made = tmp_path / "openvino.onnx"
+def test_the_exported_file_in_a_process_without_fewbit(tmp_path):
+    artifact, made = tmp_path / "policy.onnx", tmp_path / "openvino.onnx"
+    scheme = fewbit.Scheme(method="smooth+gptq", target="openvino")
+    fewbit.quantize(ROOT / "demo" / "halfcheetah.zip", observations=SEEN, scheme=scheme).save(artifact)
     command = [*FEWBIT, "export", str(artifact), "--to", "onnx", "--target", "openvino", "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
