@@ -81,9 +81,9 @@ def row(agent: str, method: str, policy: Policy, baseline: Baseline, keep: float
 def one_by_one(policy: Policy) -> Policy:
     """Each observation in a call of its own: a dynamic range is then that of one action, as on a robot."""
 
-    def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         count = len(next(iter(feeds.values())))
-        return np.concatenate([policy({k: v[i : i + 1] for k, v in feeds.items()}) for i in range(count)])
+        return [np.concatenate([policy({k: v[i : i + 1] for k, v in feeds.items()}) for i in range(count)])]
 
     return Policy(run, policy.inputs, policy.executor)
 
@@ -132,9 +132,9 @@ def torch_dynamic(path: Path) -> Policy:
     module = sb3.Deterministic(sb3.build(path), read(beside) if beside.exists() else None, ["observation"]).eval()
     narrow = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, torch.qint8, inplace=True)
 
-    def run(feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.no_grad():
-            return narrow(torch.as_tensor(next(iter(feeds.values())), dtype=torch.float32)).numpy()
+            return [narrow(torch.as_tensor(next(iter(feeds.values())), dtype=torch.float32)).numpy()]
 
     return one_by_one(Policy(run, {"observation": tuple(module.policy.observation_space.shape)}, "torch"))
 

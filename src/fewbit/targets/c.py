@@ -19,7 +19,7 @@ from fewbit.files import write_whole
 from fewbit.graph import metadata
 from fewbit.graph.raw import take_integers
 from fewbit.graph.read import read
-from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array, by_dsp
+from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array, by_dsp, order_of
 
 SELF_TESTS = 4
 
@@ -122,6 +122,7 @@ def generate(
         "dsp": sorted({k["x"] for k in dsp.values() if k["w"] == "w8"}),
         "dsp_nibbles": sorted({k["x"] for k in dsp.values() if k["w"] == "w4"}),
         "constants": writer.constants, "slots": writer.slots, "c_types": C_TYPES, "limits": LIMITS, "array": array,
+        "orders": order_of,
         "observations": [e for e in ends["inputs"] if not e.held], "actions": [e for e in ends["outputs"] if not e.held],
         "state": [e for e in ends["inputs"] if e.held], "left": [e for e in ends["outputs"] if not e.direct],
         "initial": {e.name: held[e.register].initial.reshape(-1) for e in ends["inputs"] if e.held},

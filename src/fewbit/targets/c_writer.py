@@ -185,7 +185,7 @@ class Writer:
         traits: dict[str, Any] = dict(x=_type(x), w=f"w{bits}", y=_type(y), acc="wide" if wide else "narrow")
         finish_arguments = [self.constant("float", finish[0], "scale")] if leaves else self._multipliers(traits, *finish)
         kind = self.kernel("linear", **traits)
-        arguments: list[Any] = [n[0], n[1], self.constant(_packed_type(bits), _pack(weight, bits), "weight")]
+        arguments: list[Any] = [n[0], n[1], self.constant(_packed_type(bits), _pack(weight, bits, _type(x)), "weight")]
         arguments += [self.constant("int64_t" if wide else "int32_t", bias, "bias"), rows, fan_in, x.layout.count]
         over = f", at {x.layout.count} positions" if x.layout.count > 1 else ""
         comment = f"S2-S{7 if leaves else 4}: {fan_in} -> {rows}, {bits}-bit weights, |sum| < 2^{bound.bit_length()}{over}"
@@ -283,15 +283,24 @@ def _packed_type(bits: int) -> str:
     return {2: "uint8_t", 4: "uint8_t", 8: "int8_t", 16: "int16_t"}[bits]
 
 
-def _pack(weight: np.ndarray, bits: int) -> np.ndarray:
-    """[out, in] codes, narrow ones without their sign, a row filled up to whole bytes, the first in a byte's lowest bits."""
+def order_of(bits: int, kind: str) -> list[int]:
+    """Which code of a group each place of its bytes holds, lowest bits first; nibbles lie as dot8 of kernels/dsp.c reads them."""
+    if bits == 4:
+        return [0, 2, 4, 6, 1, 3, 5, 7] if kind == "i16" else [0, 1, 4, 5, 2, 3, 6, 7]
+    return list(range(8 // bits))
+
+
+def _pack(weight: np.ndarray, bits: int, kind: str) -> np.ndarray:
+    """[out, in] codes read beside codes of `kind`; narrow ones without their sign, in groups, a row filled up to whole bytes."""
     if bits >= 8:
         return weight.reshape(-1)
-    per = 8 // bits
+    per, order = 8 // bits, order_of(bits, kind)
     unsigned = weight.astype(np.int64) + (1 << (bits - 1))
-    padded = np.pad(unsigned, ((0, 0), (0, -weight.shape[1] % per)))
-    groups = padded.reshape(len(weight), -1, per)
-    return np.bitwise_or.reduce(groups << (bits * np.arange(per)), axis=-1).astype(np.uint8).reshape(-1)
+    whole = weight.shape[1] // len(order) * len(order)
+    groups = unsigned[:, :whole].reshape(len(weight), -1, len(order))[:, :, order].reshape(len(weight), -1)
+    rows = np.concatenate([groups, unsigned[:, whole:]], 1)
+    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % per))).reshape(len(weight), -1, per)
+    return np.bitwise_or.reduce(rows << (bits * np.arange(per)), axis=-1).astype(np.uint8).reshape(-1)
 
 
 def array(values: np.ndarray, width: int = 118) -> str:

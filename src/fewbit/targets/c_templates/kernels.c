@@ -1,6 +1,6 @@
 {# The kernels that this network needs, and no other: kernels/NAME.c once for each set of types, behind what they share. #}
 {% macro clamp(y) %}(v < {{ limits[y][0] }} ? {{ limits[y][0] }} : v > {{ limits[y][1] }} ? {{ limits[y][1] }} : v){% endmacro %}
-{% if dsp %}
+{% if dsp_kernels %}
 {% include "kernels/dsp.c" %}
 {% endif %}
 {% if rounds %}

@@ -2,8 +2,10 @@
 /* cortex-m4, m7 and the like: two 16-bit products an instruction, for two rows at once; the same sums */
 #include <arm_acle.h>
 #define FEWBIT_DSP 1
+{% if "i16" in dsp %}
 #define HALVES(a, b) ((int16x2_t)(((uint32_t)(a) & 0xFFFFu) | (uint32_t)(b) << 16)) /* the lower halves of both */
 #define UPPERS(a, b) ((int16x2_t)((uint32_t)(a) >> 16 | ((uint32_t)(b) & 0xFFFF0000u)))
+{% endif %}
 
 static inline uint32_t word(const void *p) {
   uint32_t v;
@@ -31,18 +33,16 @@ static inline void dot4_i16(const int16_t *x, const int8_t *w0, const int8_t *w1
 {% endif %}
 {% for x in dsp_nibbles %}
 
-/* Eight codes by eight nibbles: a word's nibbles k and k + 4 lie 16 bits apart. */
+/* Eight codes by eight nibbles, which lie so that nibbles k and k + 4 of a word are a pair's. */
 static inline void dot8_{{ x }}(const {{ c_types[x] }} *x, const uint8_t *w0, const uint8_t *w1, int32_t *sum0, int32_t *sum1) {
   const uint32_t a = word(w0), b = word(w1);
 {% if x == "i16" %}
-  const uint32_t v0 = word(x), v2 = word(x + 2), v4 = word(x + 4), v6 = word(x + 6);
-  const int16x2_t p0 = HALVES(v0, v4), p1 = UPPERS(v0, v4), p2 = HALVES(v2, v6), p3 = UPPERS(v2, v6);
+  const int16x2_t p0 = (int16x2_t)word(x), p1 = (int16x2_t)word(x + 2), p2 = (int16x2_t)word(x + 4), p3 = (int16x2_t)word(x + 6);
 {% else %}
 {% set extend = "__uxtb16((uint8x4_t)" if x == "u8" else "__sxtb16((int8x4_t)" %}
   const uint32_t v = word(x), u = word(x + 4);
-  const uint32_t v0 = (uint32_t){{ extend }}v), v1 = (uint32_t){{ extend }}(v >> 8 | v << 24));
-  const uint32_t u0 = (uint32_t){{ extend }}u), u1 = (uint32_t){{ extend }}(u >> 8 | u << 24));
-  const int16x2_t p0 = HALVES(v0, u0), p1 = HALVES(v1, u1), p2 = UPPERS(v0, u0), p3 = UPPERS(v1, u1);
+  const int16x2_t p0 = (int16x2_t){{ extend }}v), p1 = (int16x2_t){{ extend }}(v >> 8 | v << 24));
+  const int16x2_t p2 = (int16x2_t){{ extend }}u), p3 = (int16x2_t){{ extend }}(u >> 8 | u << 24));
 {% endif %}
 {% for k in range(4) %}
   *sum0 = __smlad(p{{ k }}, (int16x2_t)(a{{ " >> %d" % (4 * k) if k }} & 0x000F000Fu), *sum0);

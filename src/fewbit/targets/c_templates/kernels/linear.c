@@ -4,6 +4,7 @@
 {% set bits = k.w[1:] | int %}
 {% set per = 8 // bits if bits < 8 else 1 %}
 {% set w = {2: "uint8_t", 4: "uint8_t", 8: "int8_t", 16: "int16_t"}[bits] %}
+{% set order = orders(bits, k.x) if bits < 8 else [] %}
 {% set dot = {8: "dot4", 4: "dot8"}[bits] if name in dsp_kernels else "" %}
 {% if k.y != "f32" %}
 static {{ c_types[k.y] }} {{ name }}_out({{ acc }} sum, int32_t m, int shift, int zero) {
@@ -34,7 +35,7 @@ static void {{ name }}(const {{ c_types[k.x] }} *x, {{ c_types[k.y] }} *y, const
       i = 0;
 {% if dot %}
 #ifdef FEWBIT_DSP
-      for (; i + {{ dot[3:] }} <= fan_in; i += {{ dot[3:] }}, w0 += 4, w1 += 4) {{ dot }}_{{ k.x }}(x + i, w0, w1, &sum0, &sum1);
+      for (; i < (fan_in & ~{{ dot[3:] | int - 1 }}); i += {{ dot[3:] }}, w0 += 4, w1 += 4) {{ dot }}_{{ k.x }}(x + i, w0, w1, &sum0, &sum1);
 #endif
 {% endif %}
 {% if per == 1 %}
@@ -44,19 +45,21 @@ static void {{ name }}(const {{ c_types[k.x] }} *x, {{ c_types[k.y] }} *y, const
         sum1 += code * *w1++;
       }
 {% else %}
-      for (; i + {{ per }} <= fan_in; i += {{ per }}, w0++, w1++) {
+{% set group = order | length %}
+      for (; i < (fan_in & ~{{ group - 1 }}); i += {{ group }}, w0 += {{ group // per }}, w1 += {{ group // per }}) {
         {{ acc }} code;
-{% for j in range(per) %}
-        code = x[i{{ " + %d" % j if j }}];
-        sum0 += code * (*w0{{ " >> %d" % (bits * j) if j }}{{ " & %d" % (2 ** bits - 1) if j < per - 1 }});
-        sum1 += code * (*w1{{ " >> %d" % (bits * j) if j }}{{ " & %d" % (2 ** bits - 1) if j < per - 1 }});
+{% for at in order %}
+{% set byte, low = loop.index0 // per, loop.index0 % per * bits %}
+        code = x[i{{ " + %d" % at if at }}];
+        sum0 += code * (w0[{{ byte }}]{{ " >> %d" % low if low }}{{ " & %d" % (2 ** bits - 1) if low + bits < 8 }});
+        sum1 += code * (w1[{{ byte }}]{{ " >> %d" % low if low }}{{ " & %d" % (2 ** bits - 1) if low + bits < 8 }});
 {% endfor %}
       }
       {
-        int at = 0;
+        int at = 0; /* the rest lies in its own order */
         for (; i < fan_in; i++, at += {{ bits }}) {
-          sum0 += ({{ acc }})x[i] * (*w0 >> at & {{ 2 ** bits - 1 }});
-          sum1 += ({{ acc }})x[i] * (*w1 >> at & {{ 2 ** bits - 1 }});
+          sum0 += ({{ acc }})x[i] * (w0[at / 8] >> at % 8 & {{ 2 ** bits - 1 }});
+          sum1 += ({{ acc }})x[i] * (w1[at / 8] >> at % 8 & {{ 2 ** bits - 1 }});
         }
       }
 {% endif %}
