@@ -106,6 +106,8 @@ def write(
     formats, seen = dict(scheme.layers), statistics or {}
     for layer, scale in zip(shape.layers, read_scales, strict=True):
         fmt = INTEGERS[formats.get(layer.node.name or "", scheme.weights)]
+        if scheme.target != "any" and not _reads_bytes(layer.node):
+            fmt = INTEGERS["int16"]  # a layer that other runtimes run in float: as good as its own weights
         _quantize_weight(graph, layer.node, scale, fmt, scheme, seen.get(names[id(layer)]))
     remove_unused(graph)
     return model
