@@ -149,7 +149,7 @@ class MixedPrecision:
     def report(self) -> Report:
         """What was counted so far, as a record; print it for the table, the histogram and the recommendation."""
         layers = layer_reports(self.watch)
-        advice = recommend(layers, self._infinite)
+        advice = recommend(layers, self.format, self._infinite)
         skipped, name = tuple(self._skipped), self.format.name
         return Report(name, self.reason, self.scale, self.steps, skipped, self._sampled, self._infinite, layers, advice)
 

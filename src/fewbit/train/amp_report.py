@@ -103,12 +103,12 @@ def gradients(layers: tuple[LayerReport, ...]) -> list[tuple[str, Seen]]:
     return [(where, s) for where, s in kinds if s.elements]
 
 
-def recommend(layers: tuple[LayerReport, ...], infinite_losses: int = 0) -> Recommendation:
+def recommend(layers: tuple[LayerReport, ...], format: FloatFormat, infinite_losses: int = 0) -> Recommendation:
     """float16 or bfloat16 for the run that layers tell of, and whether to scale the loss; bfloat16 if nothing was seen.
 
-    The rules, first that holds: an output past float16's largest value, bfloat16 (a loss scale leaves the forward pass as it is);
-    gradients that span more than float16 holds at any scale, bfloat16; gradients that underflow at scale 1, bfloat16 or float16
-    with scaling; otherwise float16, whose steps are finer.
+    format: the run's. The rules, first that holds: an output past float16's largest value, bfloat16 (a loss scale leaves the
+    forward pass as it is); gradients that span more than float16 holds at any scale, bfloat16; gradients that underflow at scale
+    1, bfloat16 or float16 with scaling; otherwise float16, whose steps are finer.
     """
     found = gradients(layers)
     if not found:
@@ -118,7 +118,11 @@ def recommend(layers: tuple[LayerReport, ...], infinite_losses: int = 0) -> Reco
         told = f"outputs of {big.name} reach {big.largest_output:.3g}, past float16's {HALF.max:g}"
         return Recommendation("bfloat16", False, f"{told}; a loss scale does not help the forward pass")
     if infinite_losses:
-        return Recommendation("bfloat16", False, f"the loss was not finite on {infinite_losses} steps, which no loss scale cures")
+        wide = format.exponent_bits == SINGLE.exponent_bits
+        cause = (
+            f"though {format.name} has float32's range: look for it in the data and the step" if wide else "which no scale cures"
+        )
+        return Recommendation("bfloat16", False, f"the loss was not finite on {infinite_losses} steps, {cause}")
     total = torch.tensor([s.histogram for _, s in found]).sum(0)
     best = largest_scale(total, HALF)
     return _by_gradients(found, best)
@@ -164,7 +168,18 @@ def text(r: Report) -> str:
     loss = f"\nthe loss was not finite on {r.infinite_losses} skipped steps" if r.infinite_losses else ""
     advice = r.recommendation
     named = advice.format + (" with loss scaling" if advice.scaling else "")
-    return "\n".join([head + loss, "", *table(r.layers), "", *bars(r), "", f"recommended: {named}: {advice.reason}"])
+    return "\n".join(
+        [
+            head + loss,
+            "",
+            *table(r.layers),
+            "",
+            *bars(r),
+            "",
+            f"recommended: {named}",
+            *(f"  {part}" for part in advice.reason.split("; ")),
+        ]
+    )
 
 
 def table(layers: tuple[LayerReport, ...]) -> list[str]:

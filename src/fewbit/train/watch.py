@@ -105,7 +105,7 @@ class Watch:
             if isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel():
                 top = x.detach().abs().amax().double().cpu().nan_to_num(nan=float("inf"), posinf=float("inf"))
                 largest[layer] = torch.maximum(largest[layer], top)
-                if x.requires_grad:
+                if x.requires_grad and not x.is_leaf:  # a hook on a leaf would outlive this step
                     self._slots.append(Slot(layer, OUTPUTS))
                     x.register_hook(partial(self._gradient, self._slots[-1]))
 
@@ -127,7 +127,7 @@ class Watch:
         slots = [s for s in self._slots if s.counts is not None] + weights
         total = torch.stack([s.counts.cpu() for s in slots if s.counts is not None]).sum(0) if slots else torch.zeros(BINS)
         room = largest_scale(total, fmt) if fmt is not None and not total[NONFINITE] else 1.0
-        if room > 1:
+        if room > 1 and owners:
             self._again(scaled * room, weights, [p for _, p in owners])
         self._fold(slots, scale, room if room > 1 else 1.0)
         self._slots = [s for s in self._slots if s.counts is None]  # another loss may still go through these
