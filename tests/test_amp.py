@@ -211,6 +211,21 @@ def test_an_output_past_float16_asks_for_bfloat16():
     assert amp.report().layers[0].largest_output == math.inf and advice.format == "bfloat16" and "outputs of 0" in advice.reason
 
 
+def test_what_underflowed_is_told_from_what_was_zero():
+    """Gradients of 1, 2^-30, 0 and 2^-10 without a scale: float16 makes two zero, and one of these had been a number."""
+    model = torch.nn.Linear(1, 4)
+    amp = MixedPrecision(model, torch.optim.SGD(model.parameters(), lr=0.1), format="float16", scaling=False)
+    with amp.autocast():
+        loss = (model(torch.ones(1, 1)).float() * torch.tensor([1.0, 2.0**-30, 0.0, 2.0**-10])).sum()
+    amp.step(loss)
+    (layer,) = amp.report().layers
+    for seen, elements in ((layer.outputs, 4), (layer.weights, 8)):
+        each = elements // 4
+        assert (seen.elements, seen.asked, seen.zeros, seen.underflowed) == (elements, elements, 2 * each, each)
+        assert {k - 127: n for k, n in enumerate(seen.histogram) if n and k} == {0: each, -30: each, -10: each}
+        assert seen.float16.lost == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("format, said", [("float16", "no scale cures"), ("bfloat16", "look for it in the data")])
 def test_a_loss_that_is_not_finite_is_told_apart(format, said):
     model = network()
