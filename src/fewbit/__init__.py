@@ -4,7 +4,7 @@ from typing import Any
 
 from fewbit.errors import FewbitError
 
-__all__ = ["FewbitError", "Scheme", "evaluate", "load", "quantize", "search"]
+__all__ = ["FewbitError", "Scheme", "amp", "evaluate", "load", "quantize", "search"]
 _WHERE = {
     "quantize": "fewbit.pipeline",
     "evaluate": "fewbit.pipeline",
@@ -12,12 +12,15 @@ _WHERE = {
     "load": "fewbit.engine.load",
     "Scheme": "fewbit.graph.qdq",
 }
+_MODULES = {"amp": "fewbit.train.amp"}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when asked for: a robot that loads an artifact needs neither torch nor gymnasium."""
-    if name not in _WHERE:
-        raise AttributeError(f"module fewbit has no attribute {name}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name not in _WHERE:
+        raise AttributeError(f"module fewbit has no attribute {name}")
     return getattr(importlib.import_module(_WHERE[name]), name)
