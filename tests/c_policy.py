@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fewbit.engine import reference
 from fewbit.engine.program import Program
 from fewbit.targets import c
 
 
 class CPolicy:
-    """policy(batch or {name: batch}) -> actions, each by one call of policy_act."""
+    """policy(batch or {name: batch}) -> actions, each by one call of policy_act; of one that remembers, policy.step with a struct
+    an episode, as rl/returns calls it."""
 
     def __init__(self, program: Program, folder: Path):
         made = c.generate(program, "policy")
@@ -19,20 +21,35 @@ class CPolicy:
             (folder / file).write_text(text)
         flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O2", "-shared", "-fPIC"]
         subprocess.run(["gcc", *flags, "policy.c", "-o", "policy.so"], cwd=folder, check=True)
-        self.library, self.program, self.inputs = ctypes.CDLL(str(folder / "policy.so")), program, program.inputs
-        self.sizes, self.shape, self.dtype = made["sizes"], None, None
+        self.library, self.program, self.inputs = ctypes.CDLL(str(folder / "policy.so")), program, program.observations
+        self.sizes, self.states = made["sizes"], program.state
+        zeros = {k: np.zeros((1, *s), program.input_dtypes[k]) for k, s in program.inputs.items()}
+        first = reference.run(program, zeros)[program.outputs[0]]
+        self.shape, self.dtype = first.shape[1:], first.dtype
+
+    def initial(self, count: int) -> dict[str, np.ndarray]:
+        """A struct for each of count episodes, as bytes."""
+        structs = np.zeros((count, self.sizes["state_bytes"]), np.uint8)
+        for k in range(count):
+            self.library.policy_reset(_at(structs, k))
+        return {"struct": structs}
+
+    def step(self, observation, state: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        structs = state["struct"].copy()
+        return self._act(observation, structs), {"struct": structs}
 
     def __call__(self, observation) -> np.ndarray:
+        return self._act(observation, None)
+
+    def _act(self, observation, structs: np.ndarray | None) -> np.ndarray:
         given = observation if isinstance(observation, dict) else {next(iter(self.inputs)): observation}
         arrays = [np.ascontiguousarray(given[k], self.program.input_dtypes[k]) for k in self.inputs]
-        if self.shape is None:
-            from fewbit.engine import reference
-
-            first = reference.run(self.program, {k: a[:1] for k, a in zip(self.inputs, arrays, strict=True)})
-            self.shape, self.dtype = first[self.program.outputs[0]].shape[1:], first[self.program.outputs[0]].dtype
-        held = np.int32 if self.dtype == np.int64 else self.dtype
-        out = np.empty((len(arrays[0]), *self.shape), held)
+        out = np.empty((len(arrays[0]), *self.shape), np.int32 if self.dtype == np.int64 else self.dtype)
         for k in range(len(out)):
-            rows = [a[k].ctypes.data_as(ctypes.c_void_p) for a in arrays]
-            self.library.policy_act(*rows, out[k : k + 1].ctypes.data_as(ctypes.c_void_p))
+            held = [] if structs is None else [structs]
+            self.library.policy_act(*(_at(a, k) for a in [*held, *arrays, out]))
         return out.astype(self.dtype)
+
+
+def _at(array: np.ndarray, k: int) -> ctypes.c_void_p:
+    return array[k : k + 1].ctypes.data_as(ctypes.c_void_p)

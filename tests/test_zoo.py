@@ -158,6 +158,32 @@ def test_compiled_c_closes_the_loop(zoo, robots, agent, env, tmp_path):
     assert compiled.library.policy_self_test() == 0
 
 
+def test_the_humanoids_memory(robots, tmp_path):
+    """TorchScript with its state in buffers, captured as its own calls are; every executor's episodes equal to the last bit."""
+    import torch
+
+    path = robots / "g1/motion.pt"
+    with pytest.raises(fewbit.FewbitError, match="can execute code when loaded; if you trust it, add --trust-torchscript"):
+        sources.load(path)
+    source, original = sources.load(path, trust_torchscript=True), torch.jit.load(path)
+    policy, rng = load(source.model, "onnxruntime"), np.random.default_rng(0)
+    assert policy.inputs == {"observation": (47,)} and [s.input for s in policy.states] == ["hidden_state", "cell_state"]
+    with torch.no_grad():
+        for _ in range(30):
+            x = rng.normal(size=(1, 47)).astype(np.float32)
+            assert np.abs(policy(x) - original(torch.tensor(x)).numpy()).max() < 1e-5
+    scheme = qdq.Scheme(method="smooth+gptq")
+    artifact = fewbit.quantize(path, "robots:UnitreeG1-v0", scheme=scheme, episodes=4, trust_torchscript=True)
+    record = artifact.record["evidence"]
+    assert record["exact"] and record["kept"] > 0.99 and record["return_float"]["mean"] > 900
+    program = lower(artifact.model)
+    compiled = CPolicy(program, tmp_path)
+    assert compiled.library.policy_self_test() == 0 and compiled.sizes["state_bytes"] == 2 * 128  # 16-bit codes
+    executors = [compiled, load(artifact.model, "reference"), load(artifact.model)]
+    found = [returns.episodes(e, "robots:UnitreeG1-v0", range(3), inputs=e.inputs)[0] for e in executors]
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2]) and found[0].min() > 850
+
+
 def test_go1_runs_and_is_exact(robots):
     artifact = fewbit.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", episodes=4)
     record = artifact.record["evidence"]
