@@ -38,4 +38,6 @@ def export(
         print(f"{layer}  {read}")
     if "flash_bytes" in made:
         print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
+        if made["state_bytes"]:
+            print(f"and {made['state_bytes']:,} bytes of the caller's for what each robot's policy remembers")
     return 0

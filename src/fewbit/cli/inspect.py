@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewbit.cli import common
-from fewbit.engine import native
+from fewbit.engine import flatten, native
 from fewbit.engine import program as p
 from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError
@@ -79,6 +79,9 @@ def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, jso
     return 0
 
 
+MOVING = {"Concat", *flatten.MOVING}
+
+
 def describe(step: p.Step) -> tuple[str, str, str]:
     """(clause, what it does, the codes it makes)."""
     match step:
@@ -103,5 +106,7 @@ def describe(step: p.Step) -> tuple[str, str, str]:
             return "S4 rescale", "to another scale", step.format.name
         case p.Add() | p.Multiply():
             return f"S5 {type(step).__name__.lower()}", f"{step.a}, {step.b}", step.format.name
+        case p.Float() if step.op in MOVING:
+            return "S5 moved", step.op, "-"
         case p.Float():
             return "float", step.op, "float32"
