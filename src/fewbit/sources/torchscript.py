@@ -198,6 +198,6 @@ def _recurrent(kind: str, given: list[Any]) -> tuple[torch.Tensor, ...]:
     axis = 1 if batch_first else 0
     if bidirectional or x.shape[axis] != 1:
         raise FewbitError(f"a {kind.upper()} that runs backwards or over several steps at once is no policy's; export one step")
-    states = list(states) if kind == "lstm" else [states]
-    out, new = recurrent.layers(x.squeeze(axis), states, weights, kind, biases)
-    return (out.unsqueeze(axis), *new)
+    held = [[s.squeeze(0)] if len(s) == 1 else list(s.unbind(0)) for s in (states if kind == "lstm" else [states])]
+    out, new = recurrent.layers(x.squeeze(axis), held, weights, kind, biases)
+    return (out.unsqueeze(axis), *(torch.stack(v) if len(v) > 1 else v[0].unsqueeze(0) for v in new))
