@@ -54,7 +54,7 @@ class Remembered:
 
 
 def layers(x: Tensor, states: list[list[Tensor]], weights: Weights, kind: str, biases: bool) -> tuple[Tensor, list[list[Tensor]]]:
-    """Stacked layers of one step: states (h, and c of an LSTM) by layer, each [n, hidden] -> (the last one's h, the next states)."""
+    """Stacked layers of one step: states (h, an LSTM's c) by layer, each [n, hidden] -> (the last one's h, what comes next)."""
     each = 4 if biases else 2
     new: list[list[Tensor]] = [[] for _ in states]
     for k, held in enumerate(zip(*states, strict=True)):
