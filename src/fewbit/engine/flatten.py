@@ -31,14 +31,15 @@ UNARY = {
 MOVING = MOVES | {"Expand", "Gather"}
 
 
-def flatten(program: Program, block: int) -> Flat:
-    """Refuses by name what cannot be made flat."""
-    return _Flattener(program, block).flat()
+def flatten(program: Program, block: int, patches: bool = True) -> Flat:
+    """Refuses by name what cannot be made flat. patches: what a Conv sees lies in a register, where one multiplication finds it;
+    otherwise (vectors one behind the other, block 1) a Conv is one call that gathers a patch at a time."""
+    return _Flattener(program, block, patches).flat()
 
 
 class _Flattener:
-    def __init__(self, program: Program, block: int):
-        self.program, self.block = program, block
+    def __init__(self, program: Program, block: int, patches: bool):
+        self.program, self.block, self.patches = program, block, patches
         self.one, self.two = (_probe(program, n) for n in (1, 2))
         self.makers = {s.out: s for s in program.steps}
         self.batched = set(program.inputs)
@@ -172,16 +173,44 @@ class _Flattener:
         return self._broadcast(r, name, shape, first.layout if first else self._layout(1, int(np.prod(shape))))
 
     def _linear(self, step: Linear) -> Register:
-        x, shape = self._need(step.x), self._shape(step.out)
-        count = int(np.prod(shape[:-1]))
-        x = self._vectors(x, count)
+        shape, weight = self._shape(step.out), step.weight
+        count, before = int(np.prod(shape[:-1])), self.makers.get(step.x)
+        if not self.patches and isinstance(before, Patches) and len(before.window.kernel) <= 2:
+            return self._conv_call(step, before)
+        source, order = self._unmoved(step.x) if count == 1 else (None, np.zeros(0, int))
+        if source is not None and np.array_equal(np.sort(order), np.arange(source.layout.elements)):
+            x, weight = source, weight[:, np.argsort(order)]  # instead of the codes, the weights are moved, here and once
+        else:
+            x = self._need(step.x)
+        x = x if self.block == 1 else self._vectors(x, count)
         dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
         out = self._new(shape, dtype, self._layout(count, shape[-1]))
-        finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
-        if step.exit_scale is not None:
-            finish = (np.broadcast_to(step.exit_scale.astype(np.float32), shape[-1:]),)
-        first = (step.weight.astype(np.int16), step.bias.astype(np.int64), step.zero_input, int(step.exit_scale is not None))
-        self._step("linear", (x.id, out.id), *first, *finish)
+        self._step("linear", (x.id, out.id), *_layer(step, weight))
+        return out
+
+    def _unmoved(self, name: str) -> tuple[Register, np.ndarray]:
+        """The register before its elements were only moved about, and which of them each moved one is."""
+        step = self.makers.get(name)
+        if not isinstance(step, Float) or step.op not in MOVES or not isinstance(step.inputs[0], str):
+            r = self._need(name)
+            return r, np.arange(r.layout.elements)
+        r, numbers = self._unmoved(step.inputs[0])
+        rest = [self.one[i] if isinstance(i, str) else i for i in step.inputs[1:]]
+        return r, OPS[step.op](step.attributes, numbers.reshape(self.one[step.inputs[0]].shape), *rest).reshape(-1)
+
+    def _conv_call(self, step: Linear, seen: Patches) -> Register:
+        """One call: (image, room for a patch, output), the geometry, then what a layer needs."""
+        x, shape = self._need(seen.x), self._shape(step.out)
+        w, flat = seen.window, len(seen.window.kernel) == 1
+        *space, channels = x.shape if seen.channels_last else (*x.shape[1:], x.shape[0])
+        sizes = [shape[:-1], w.strides, w.pads[: len(w.kernel)], w.kernel, w.dilations, space]
+        even = [0 if k == 2 else 1 for k in range(len(sizes))]  # a row of values is an image one high
+        geometry = [v for pair, one in zip(sizes, even, strict=True) for v in ([one, *pair] if flat else pair)]
+        patch = self._new((step.weight.shape[1],), x.dtype)
+        dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
+        out = self._new(shape, dtype, self._layout(int(np.prod(shape[:-1])), shape[-1]))
+        first = (np.array([*geometry, channels], np.int32), int(seen.channels_last), seen.fill)
+        self._step("conv", (x.id, patch.id, out.id), *first, *_layer(step, step.weight))
         return out
 
     def _float(self, step: Float) -> Register:
@@ -334,6 +363,14 @@ class _Flattener:
         out = self._new(self._shape(step.out), self.one[step.out].dtype, self._layout(1, count))
         self._step(operation, (source.id, out.id))
         return out
+
+
+def _layer(step: Linear, weight: np.ndarray) -> tuple[Any, ...]:
+    """A layer's arguments: weight [out, in], bias, zero point of its input, whether it leaves in floats, and how it ends."""
+    finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
+    if step.exit_scale is not None:
+        finish = (np.broadcast_to(step.exit_scale.astype(np.float32), len(weight)),)
+    return (weight.astype(np.int16), step.bias.astype(np.int64), step.zero_input, int(step.exit_scale is not None), *finish)
 
 
 def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
