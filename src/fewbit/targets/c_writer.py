@@ -148,7 +148,7 @@ class Writer:
         registers = [self.flat.registers[r] for r in call.registers]
         names = [self.where[r.id] for r in registers]
         comment, function, arguments = maker(registers, names, *call.arguments)
-        label = call.label.removesuffix(".codes")
+        label = call.label.removesuffix(".channels_last").removesuffix(".codes")
         return {
             "comment": f"{label}: {comment}{self._reading(call)}",
             "text": f"{function}({', '.join(str(a) for a in arguments)});",
@@ -156,7 +156,7 @@ class Writer:
 
     def _reading(self, call: Call) -> str:
         """What one code of the step's output is worth, where the step makes the codes of a tensor."""
-        known = self.program.readings.get(call.label)
+        known = self.program.readings.get(call.label.removesuffix(".channels_last"))
         if known is None or call.operation in ("quantize", "copy"):
             return ""
         return f"; {_type(self.flat.registers[call.registers[-1]])}, one code {known[0]:g}, zero point {known[1]}"
@@ -190,9 +190,8 @@ class Writer:
         layer, arguments, after = self._layer(r[0], r[-1], weight, bias, zero, leaves, *finish)
         kind = self.kernel("conv", channels="last" if last else "first", of=layer)
         self.kernels[kind] |= {k: self.kernels[layer][k] for k in ("x", "w", "y", "acc")}
-        return self._sums(r, weight, bias, zero, leaves), kind, [
-            *n, self.constant("int32_t", geometry, "geometry"), fill, *arguments, *after,
-        ]  # fmt: skip
+        first = [*n, self.constant("int32_t", geometry, "geometry"), fill]
+        return self._sums(r, weight, bias, zero, leaves), kind, [*first, *arguments, *after]
 
     def _sums(self, r: list[Register], weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int) -> str:
         (rows, fan_in), count = weight.shape, r[-1].layout.count
