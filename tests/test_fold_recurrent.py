@@ -1,5 +1,6 @@
 """ONNX's LSTM and GRU operators of one step, as exporters write them, against ONNX Runtime on the operators themselves."""
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import fewbit
-from fewbit import sources
+from fewbit import pipeline, sources
+from fewbit.cli.main import main
 from fewbit.engine.load import load
 from fewbit.graph.calibrate import session
 
@@ -182,7 +184,7 @@ def test_a_state_declared_on_the_command_line(tmp_path):
     done = subprocess.run([*given, "--state", "h=h_next"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     executors.agree(load_model(tmp_path / "out.onnx"), np.load(tmp_path / "seen.npy"), tmp_path)
-    rows = fewbit.pipeline.diff(tmp_path / "policy.onnx", tmp_path / "out.onnx", tmp_path / "seen.npy")
+    rows = pipeline.diff(tmp_path / "policy.onnx", tmp_path / "out.onnx", tmp_path / "seen.npy")
     assert rows
 
 
@@ -190,6 +192,47 @@ def load_model(path):
     from fewbit.graph.read import read
 
     return read(path)
+
+
+PAIR = {"input": "h", "output": "h_next"}
+DAMAGED = [
+    "h", 5, {"input": "h"}, ["h"], [None], [{"input": "h"}],
+    [{"output": "h_next"}], [PAIR | {"input": "g"}], [PAIR | {"output": 3}],
+    [PAIR | {"input": ["h"]}], [PAIR, PAIR], [PAIR, {"input": "observation", "output": "action"}], [PAIR | {"initial": [0.0]}],
+    [PAIR | {"initial": "zeros"}], [PAIR | {"initial": [float("nan")] * HIDDEN}], [PAIR | {"initial": [1e400] * HIDDEN}],
+    [PAIR | {"initial": {"a": 1}}], [PAIR | {"initial": [[1], [2, 3]]}], [PAIR | {"initial": [10**400] * HIDDEN}],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("remembering")
+    plain(folder / "policy.onnx")
+    seen = np.random.default_rng(0).normal(size=(3, 40, N_IN)).astype(np.float32)
+    state, scheme = {"h": ("h_next", None)}, fewbit.Scheme(method="rtn")
+    fewbit.quantize(folder / "policy.onnx", observations=seen, scheme=scheme, state=state).save(folder / "out.onnx")
+    return folder / "out.onnx"
+
+
+@pytest.mark.parametrize("state", DAMAGED, ids=str)
+def test_a_damaged_record_of_the_state(state, remembering, tmp_path, capfd, monkeypatch):
+    """One clear line and exit 2 by every verb that reads an artifact, and by quantize of such a file."""
+    model = onnx.load(remembering)
+    (record,) = [p for p in model.metadata_props if p.key == "fewbit"]
+    record.value = json.dumps(json.loads(record.value) | {"state": state})
+    onnx.save(model, tmp_path / "out.onnx")
+    np.save(tmp_path / "seen.npy", np.zeros((2, 3, N_IN), np.float32))
+    out, seen = str(tmp_path / "out.onnx"), ["--observations", str(tmp_path / "seen.npy")]
+    for arguments in (
+        ["inspect", out], ["evaluate", out, "--env", "Pendulum-v1"], ["export", out, "--to", "c", "-o", str(tmp_path / "c")],
+        ["bench", out], ["quantize", out, "-o", str(tmp_path / "again.onnx"), *seen], ["diff", out, out, *seen],
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["fewbit", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr().err
+        assert left.value.code == 2 and said.count("\n") == 1 and "its record of the state is damaged" in said, (arguments, said)
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "seen.npy"}
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

@@ -88,12 +88,15 @@ def test_a_normaliser_before_the_memory(tmp_path):
     acts_as_predict(sources.load(model), model, lambda n: 3 * draw(n), env.normalize_obs)
 
 
-def test_pixels_before_the_memory():
+def test_pixels_before_the_memory(tmp_path):
     env = DummyVecEnv([lambda: small_envs.Catch(36, 1)])
-    model = RecurrentPPO("CnnLstmPolicy", env, seed=0, device="cpu", n_steps=8, policy_kwargs=TINY)
+    kwargs = TINY | dict(features_extractor_kwargs=dict(features_dim=32))
+    model = RecurrentPPO("CnnLstmPolicy", env, seed=0, device="cpu", n_steps=8, policy_kwargs=kwargs)
     rng = np.random.default_rng(0)
-    source = sources.load(model)
-    acts_as_predict(source, model, lambda n: rng.integers(0, 256, (n, 1, 36, 36)).astype(np.uint8), steps=6)
+    seen = rng.integers(0, 256, (3, 30, 1, 36, 36)).astype(np.uint8)
+    acts_as_predict(sources.load(model), model, lambda n: seen[:n, 0], steps=6)
+    artifact = fewbit.quantize(model, observations=seen, scheme=fewbit.Scheme(method="rtn"))
+    executors.agree(artifact.model, seen, tmp_path)
 
 
 def test_what_mixes_up_time_is_refused():

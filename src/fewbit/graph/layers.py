@@ -56,7 +56,7 @@ def origin(value: ir.Value) -> ir.Value:
 
 def take_apart(model: ir.Model) -> Shape:
     """The graph's layers and joins; refuses a graph without a layer."""
-    states = {s["input"]: s["output"] for s in metadata.read(model).get("state") or []}
+    states = {s["input"]: s["output"] for s in metadata.state(model)}
     shape = Shape([], [], states)
     computed: set[ir.Value] = {v for v in model.graph.inputs if v.name in states}
     for node in model.graph:

@@ -15,7 +15,7 @@ def load(path: Path, state: Declared | None = None) -> Source:
     """state: of a file that remembers without LSTM or GRU operators, or without a record of it: {input: (output, initial)}."""
     model = fold.fold(read.read(path))
     try:
-        records = _records(model.graph, state) if state else metadata.read(model).get("state") or _seen(model.graph)
+        records = _records(model.graph, state) if state else metadata.state(model) or _seen(model.graph)
     except FewbitError as e:
         raise FewbitError(f"{path}: {e}") from None
     contract: dict[str, Any] = {"observation": _shapes(model.graph.inputs), "action": _shapes(model.graph.outputs)}
