@@ -99,6 +99,48 @@ def test_pixels_before_the_memory(tmp_path):
     executors.agree(artifact.model, seen, tmp_path)
 
 
+class Buffered(torch.nn.Module):
+    """What it remembers lies in buffers of its own, as in controllers that come as TorchScript."""
+
+    def __init__(self, kind: str, layers: int):
+        super().__init__()
+        self.memory, self.head = getattr(torch.nn, kind)(5, 6, layers), torch.nn.Linear(6, 2)
+        self.register_buffer("hidden_state", torch.zeros(layers, 1, 6))
+        self.register_buffer("cell_state", torch.zeros(layers, 1, 6))
+
+
+class BufferedLSTM(Buffered):
+    def forward(self, x):
+        y, (h, c) = self.memory(x.unsqueeze(0), (self.hidden_state, self.cell_state))
+        self.hidden_state[:] = h
+        self.cell_state[:] = c
+        return self.head(y.squeeze(0))
+
+
+class BufferedGRU(Buffered):
+    def forward(self, x):
+        y, h = self.memory(x.unsqueeze(0), self.hidden_state)
+        self.hidden_state[:] = h
+        return self.head(y.squeeze(0))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_torchscript_that_remembers_in_buffers(kind, layers, tmp_path):
+    torch.manual_seed(0)
+    module = (BufferedLSTM if kind == "LSTM" else BufferedGRU)(kind, layers).eval()
+    torch.jit.script(module).save(tmp_path / "policy.pt")
+    policy = load(sources.load(tmp_path / "policy.pt", trust_torchscript=True).model, "onnxruntime")
+    assert len(policy.states) == layers * (2 if kind == "LSTM" else 1)
+    seen = np.random.default_rng(0).normal(size=(3, 30, 5)).astype(np.float32)
+    with torch.no_grad():
+        for k in range(30):
+            assert np.abs(policy(seen[0, k]) - module(torch.tensor(seen[:1, k])).numpy()).max() < 1e-5, k
+    scheme = fewbit.Scheme(method="rtn")
+    artifact = fewbit.quantize(tmp_path / "policy.pt", observations=seen, scheme=scheme, trust_torchscript=True)
+    executors.agree(artifact.model, seen, tmp_path)
+
+
 def test_what_mixes_up_time_is_refused():
     for word in ("bidirectional", "batch_first"):
         model = RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", device="cpu", policy_kwargs=TINY)

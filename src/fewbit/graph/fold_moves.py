@@ -9,6 +9,7 @@ import onnx_ir as ir
 from fewbit.graph.fold import add_constant, const, replace_node
 
 MANY = 8  # axes of a value whose rank is unknown: more than any has
+MOVING = ("Squeeze", "Transpose", "Reshape", "Slice", "Unsqueeze", "Gather")
 Places = list[int | None]  # of a value's axes: the source's axis, or None for one of length 1 that was put in
 
 
@@ -16,7 +17,7 @@ def fold_moves(graph: ir.Graph) -> bool:
     """Nodes that give back what an earlier value was are left out; True where one was."""
     changed = any([_of_stack(graph, node) for node in list(graph)])
     for node in list(graph):
-        if node.op_type not in ("Squeeze", "Transpose", "Reshape", "Slice", "Unsqueeze") or len(node.outputs) != 1:
+        if node.op_type not in MOVING or len(node.outputs) != 1:
             continue
         source, where = places(node.outputs[0])
         if source is node.outputs[0] or where != list(range(len(where))):
@@ -91,6 +92,11 @@ def _moved(node: ir.Node, source: ir.Value, where: Places) -> Places | None:
     if node.op_type == "Transpose" and "perm" in node.attributes:
         return [where[i] for i in node.attributes["perm"].value]
     given = const(node.inputs[1]) if len(node.inputs) > 1 else None
+    if node.op_type == "Gather":
+        axis = node.attributes["axis"].value if "axis" in node.attributes else 0
+        return (
+            _taken_out(where, [axis]) if given is not None and given.ndim == 0 and int(given) in (0, -1) and axis >= 0 else None
+        )
     numbers = [int(v) for v in given.reshape(-1)] if given is not None and node.op_type != "Slice" else []
     if node.op_type in ("Squeeze", "Unsqueeze") and numbers and min(numbers) >= 0:
         return _taken_out(where, numbers) if node.op_type == "Squeeze" else _put_in(where, numbers)
