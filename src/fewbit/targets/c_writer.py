@@ -178,9 +178,8 @@ class Writer:
     def _linear(
         self, r: list[Register], n: list[str], weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int, *finish: Any
     ) -> tuple[str, str, list[Any]]:
-        count = r[-1].layout.count
         kind, arguments, after = self._layer(r[0], r[-1], weight, bias, zero, leaves, *finish)
-        return self._sums(r, weight, bias, zero, leaves), kind, [n[0], n[-1], *arguments, count, *after]
+        return self._sums(r, weight, bias, zero, leaves), kind, [n[0], n[-1], *arguments, r[-1].layout.count, *after]
 
     def _conv(
         self, r: list[Register], n: list[str], geometry: np.ndarray, last: int, fill: int,
@@ -190,8 +189,8 @@ class Writer:
         layer, arguments, after = self._layer(r[0], r[-1], weight, bias, zero, leaves, *finish)
         kind = self.kernel("conv", channels="last" if last else "first", of=layer)
         self.kernels[kind] |= {k: self.kernels[layer][k] for k in ("x", "w", "y", "acc")}
-        first = [*n, self.constant("int32_t", geometry, "geometry"), fill]
-        return self._sums(r, weight, bias, zero, leaves), kind, [*first, *arguments, *after]
+        arguments = [*n, self.constant("int32_t", geometry, "geometry"), fill, *arguments, *after]
+        return self._sums(r, weight, bias, zero, leaves), kind, arguments
 
     def _sums(self, r: list[Register], weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int) -> str:
         (rows, fan_in), count = weight.shape, r[-1].layout.count
@@ -209,8 +208,8 @@ class Writer:
         traits: dict[str, Any] = dict(x=_type(x), w=f"w{bits}", y=_type(y), acc="wide" if wide else "narrow")
         after = [self.constant("float", finish[0], "scale")] if leaves else self._multipliers(traits, *finish)
         kind = self.kernel("linear", **traits)
-        arguments: list[Any] = [self.constant(packed_type(bits), pack(weight, bits), "weight")]
-        return kind, [*arguments, self.constant("int64_t" if wide else "int32_t", bias, "bias"), *weight.shape], after
+        packed = self.constant(packed_type(bits), pack(weight, bits), "weight")
+        return kind, [packed, self.constant("int64_t" if wide else "int32_t", bias, "bias"), *weight.shape], after
 
     def _multipliers(self, traits: dict[str, Any], zero: int, m: np.ndarray, shift: np.ndarray) -> list[Any]:
         """m and s of S3; both raised alike where that brings every s to 33 or more: |acc m| < 2^53 leaves room for 2^9."""
