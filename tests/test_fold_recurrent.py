@@ -105,6 +105,8 @@ def test_one_step_is_the_operators(kind, attributes, layers, time, by, bias, tmp
     }, ops  # fmt: skip
     runner, policy = session(made.model), load(source.model, "onnxruntime")
     assert len(policy.states) == layers * len(made.states)
+    declared = sources.load(tmp_path / "policy.onnx", state={n: (f"{n}_next", None) for n in made.states})
+    assert declared.state == source.state and source.contract["action"] == {"action": [OUT]}
     rng = np.random.default_rng(0)
     state = {n: np.zeros((layers, 3, HIDDEN), np.float32) for n in made.states}
     for _ in range(20):

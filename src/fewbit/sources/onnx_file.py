@@ -18,7 +18,9 @@ def load(path: Path, state: Declared | None = None) -> Source:
         records = _records(model.graph, state) if state else metadata.state(model) or _seen(model.graph)
     except FewbitError as e:
         raise FewbitError(f"{path}: {e}") from None
-    contract: dict[str, Any] = {"observation": _shapes(model.graph.inputs), "action": _shapes(model.graph.outputs)}
+    held = {s[k] for s in records for k in ("input", "output")}
+    ends = {"observation": model.graph.inputs, "action": model.graph.outputs}
+    contract: dict[str, Any] = {k: _shapes(v for v in values if v.name not in held) for k, values in ends.items()}
     if records:
         contract["recurrent_state"] = [s["input"] for s in records]
     return Source(model, path.name, digest(path.read_bytes()), contract, tuple(records))
