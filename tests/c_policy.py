@@ -12,8 +12,8 @@ from fewbit.targets import c
 
 
 class CPolicy:
-    """policy(batch or {name: batch}) -> actions, each by one call of policy_act; of one that remembers, policy.step with a struct
-    an episode, as rl/returns calls it."""
+    """policy(batch or {name: batch}) -> actions, each by one call of policy_act; each row has a struct for what it remembers,
+    kept until reset(). policy.initial and policy.step as rl/returns calls them, with the structs as the state."""
 
     def __init__(self, program: Program, folder: Path):
         made = c.generate(program, "policy")
@@ -25,7 +25,10 @@ class CPolicy:
         self.sizes, self.states = made["sizes"], program.state
         zeros = {k: np.zeros((1, *s), program.input_dtypes[k]) for k, s in program.inputs.items()}
         first = reference.run(program, zeros)[program.outputs[0]]
-        self.shape, self.dtype = first.shape[1:], first.dtype
+        self.shape, self.dtype, self.held = first.shape[1:], first.dtype, None
+
+    def reset(self) -> None:
+        self.held = None
 
     def initial(self, count: int) -> dict[str, np.ndarray]:
         """A struct for each of count episodes, as bytes."""
@@ -39,7 +42,10 @@ class CPolicy:
         return self._act(observation, structs), {"struct": structs}
 
     def __call__(self, observation) -> np.ndarray:
-        return self._act(observation, None)
+        if self.states and self.held is None:
+            given = next(iter(observation.values())) if isinstance(observation, dict) else observation
+            self.held = self.initial(len(given))["struct"]
+        return self._act(observation, self.held)
 
     def _act(self, observation, structs: np.ndarray | None) -> np.ndarray:
         given = observation if isinstance(observation, dict) else {next(iter(self.inputs)): observation}

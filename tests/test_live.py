@@ -4,11 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import TQC, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib import TQC, CrossQ, MaskablePPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-import fewbit
 from fewbit import sources
 from fewbit.engine.load import load
 
@@ -75,7 +74,14 @@ def test_dictionary_with_a_camera_of_which_one_part_is_normalised():
     acts_as_predict(model, env.normalize_obs(raw), raw)
 
 
-def test_recurrent_is_refused_by_name():
-    model = RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", seed=0)
-    with pytest.raises(fewbit.FewbitError, match="recurrent"):
-        sources.load(model)
+class Square(gym.Env):
+    """Actions of two dimensions."""
+
+    observation_space = gym.spaces.Box(-9, 9, (3,))
+    action_space = gym.spaces.Box(np.array([[-1, -2], [-3, -4]], np.float32), np.array([[0.1, 0.2], [0.3, 0.4]], np.float32))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC, TD3])
+def test_actions_of_two_dimensions(algorithm):
+    model = algorithm("MlpPolicy", Square(), seed=0)
+    acts_as_predict(model, np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from fewbit.engine import reference
 from fewbit.engine.lower import lower
-from fewbit.engine.operands import scale_of
+from fewbit.engine.operands import format_of, scale_of
 from fewbit.engine.program import Program, Step
 from fewbit.errors import FewbitError
 from fewbit.graph import calibrate, metadata
@@ -60,13 +60,16 @@ def _source_name(register: str) -> str:
     return register.removesuffix(SUFFIX).removesuffix(".narrow").removesuffix(".equalized")
 
 
-def _readings(artifact: ir.Model) -> dict[str, tuple[np.float32, int]]:
-    """Codes' name -> (scale, zero_point), from the DequantizeLinear that reads them."""
+Reading = tuple[np.float32, int, IntFormat]
+
+
+def _readings(artifact: ir.Model) -> dict[str, Reading]:
+    """Codes' name -> (scale, zero_point, format), from the DequantizeLinear that reads them."""
     found = {}
     for node in artifact.graph:
         if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].const_value is None:
             scale, zero = scale_of(node)
-            found[node.inputs[0].name or ""] = (np.float32(scale), zero)
+            found[node.inputs[0].name or ""] = (np.float32(scale), zero, format_of(node))
     return found
 
 
@@ -80,14 +83,13 @@ def _float_values(original: ir.Model, feeds: dict[str, np.ndarray], names: list[
 def _local(
     step: Step,
     program: Program,
-    readings: dict[str, tuple[np.float32, int]],
+    readings: dict[str, Reading],
     names: dict[str, str],
     floats: dict[str, np.ndarray],
     exponents: dict[str, np.ndarray],
 ) -> np.ndarray | None:
     """What the step makes of the source's own inputs; None where they are not known."""
     made: dict[str, Any] = dict(program.constants)
-    formats = {s.out: fmt for s in program.steps if isinstance(fmt := getattr(s, "format", None), IntFormat)}
     for field in ("x", "a", "b"):
         register = getattr(step, field, None)
         if not isinstance(register, str) or register in made:
@@ -96,16 +98,13 @@ def _local(
         if name not in floats:
             return None
         value = floats[name] / 2.0 ** exponents[name] if name in exponents else floats[name]
-        if register in readings:
-            scale, zero = readings[register]
-            value = affine.quantize(value, scale, zero, formats[register])  # a ReLU is the saturation of its codes
+        if register in readings and value.dtype.kind == "f":  # pixels are codes themselves
+            value = affine.quantize(value, *readings[register])  # a ReLU is the saturation of its codes
         made[register] = value
     return reference.step(step, made) if made.keys() - program.constants.keys() else None
 
 
-def _row(
-    name: str, want: np.ndarray, got: np.ndarray, local: np.ndarray | None, reading: tuple[np.float32, int] | None, step: Step
-) -> Row:
+def _row(name: str, want: np.ndarray, got: np.ndarray, local: np.ndarray | None, reading: Reading | None, step: Step) -> Row:
     fmt = getattr(step, "format", None)
     saturated = dead = 0.0
     if reading is not None and isinstance(fmt, IntFormat):
@@ -116,8 +115,8 @@ def _row(
         else:
             saturated = float(((got == low) | (got == high)).mean())
         dead = float((got.reshape(len(got), -1).min(axis=0) == got.reshape(len(got), -1).max(axis=0)).mean())
-        got = affine.dequantize(got, *reading)
-        local = affine.dequantize(local, *reading) if local is not None else None
+        got = affine.dequantize(got, *reading[:2])
+        local = affine.dequantize(local, *reading[:2]) if local is not None else None
     local = got if local is None else local
     return Row(
         name,

@@ -26,14 +26,14 @@ def calibration(
         name, shape = next(iter(policy.inputs.items()))
         if policy.states and given.shape[2:] == tuple(shape) and len(given):
             check_finite(given, "observations")
-            return _remembered(policy, name, given.astype(np.float32))
+            return _remembered(policy, name, given.astype(_kind(original, name)))
         if given.shape[1:] != tuple(shape) or not len(given):
             raise FewbitError(
                 f"the observations have shape {list(given.shape)}, the policy takes "
                 f"[{'episodes, steps' if policy.states else 'n'}, {', '.join(map(str, shape))}]"
             )
         check_finite(given, "observations")
-        rows = given.astype(np.float32)
+        rows = given.astype(_kind(original, name))
         return _remembered(policy, name, rows[None]) if policy.states else {name: rows}
     from fewbit.rl import returns
 
@@ -45,6 +45,12 @@ def calibration(
     for name, value in feeds.items():
         check_finite(value, f"observations of {env} ({name})")
     return feeds
+
+
+def _kind(original: sources.Source, name: str) -> np.dtype:
+    """What the network takes: float32, or the integers of pixels."""
+    dtype = next(v.dtype for v in original.model.graph.inputs if v.name == name)
+    return np.dtype(np.float32) if dtype is None else dtype.numpy()
 
 
 def _remembered(policy: Policy, name: str, observations: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from fewbit.engine.load import quickest
 from fewbit.engine.lower import lower
 from fewbit.engine.policy import Policy
 from fewbit.engine.program import packed_bytes
+from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph import half, metadata, qdq
 from fewbit.graph.fold import const
@@ -52,8 +53,10 @@ def quantize(
     budget: int | None = None,
     progress: Progress = _silent,
     trust_torchscript: bool = False,
+    state: sources.Declared | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
+    """Quantize a source, calibrated in env or on observations [n, ...] (a recurrent one's: [episodes, steps, ...]); measured
+    where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, an episode's first or None)}.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
     shown, and it is the strongest method. budget: bytes of weights, spent on the layers that need them.
@@ -66,7 +69,7 @@ def quantize(
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
-    original = sources.load(source, normalizer, observation_shape, trust_torchscript)
+    original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
     feeds = calibration(original, env, observations, env_args, seed)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
@@ -118,9 +121,19 @@ def diff(
     """Where the artifact's error comes in, tensor by tensor, the worst first; observations [n, ...]."""
     from fewbit.diff import diff as compare
 
-    original = sources.load(source, normalizer)
+    model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
+    original = sources.load(source, normalizer, state=_declared(source, model))
     feeds = calibration(original, None, observations, None, 0)
-    return compare(original.model, artifact.model if isinstance(artifact, Artifact) else read(artifact), feeds)
+    return compare(original.model, model, feeds)
+
+
+def _declared(source: Any, made: ir.Model) -> sources.Declared | None:
+    """What an ONNX file or a module remembers, as what was made from it says: it was declared when it was quantized."""
+    onnx = isinstance(source, str | Path) and Path(source).suffix == ".onnx"
+    if not (onnx or (not isinstance(source, str | Path) and not hasattr(source, "predict"))):
+        return None
+    shapes = {v.name or "": tuple(d for d in (v.shape or [])[1:] if isinstance(d, int)) for v in made.graph.inputs}
+    return {s.input: (s.output, s.initial) for s in states(made, shapes)} or None
 
 
 def sensitivity(
@@ -264,7 +277,8 @@ def evaluate(
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
     if against is None:
         return without_original(model, env, env_args, episodes, seed, progress, load) | {"size_bytes": size}
-    baseline = Baseline(sources.load(against, normalizer, trust_torchscript=trust_torchscript).model, env, env_args, seed)
+    original = sources.load(against, normalizer, None, trust_torchscript, _declared(against, model))
+    baseline = Baseline(original.model, env, env_args, seed)
     return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
 
 

@@ -53,6 +53,17 @@ def environment_arguments(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def states(given: list[str] | None) -> dict[str, tuple[str, Any]]:
+    """["h=h_next"] -> {"h": ("h_next", None)}."""
+    found: dict[str, tuple[str, Any]] = {}
+    for item in given or []:
+        name, eq, output = item.partition("=")
+        if not (eq and name and output) or name in found:
+            raise FewbitError(f"--state {item}: give INPUT=OUTPUT, each input once")
+        found[name] = (output, None)
+    return found
+
+
 def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = None) -> None:
     if as_json:
         print(json.dumps((extra or {}) | record))

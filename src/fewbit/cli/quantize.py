@@ -30,6 +30,7 @@ def quantize(
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     budget: Annotated[int | None, typer.Option(help="bytes of weights: int4 to int16 by layer, where they are needed")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
+    state: Annotated[list[str] | None, typer.Option(help="INPUT=OUTPUT of an .onnx file that remembers, repeatable")] = None,
     seed: int = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
@@ -54,6 +55,7 @@ def quantize(
             budget=budget,
             progress=bar,
             trust_torchscript=trust_torchscript,
+            state=common.states(state),
         )
         artifact.save(out)
     record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.engine import reference
-from fewbit.engine.flat import TYPES, Call, Flat, Layout, Register, runs
+from fewbit.engine.flat import Flat, Layout, Register, runs
 from fewbit.engine.float_ops import MOVES, OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
+from fewbit.engine.registers import Registers, behind_batch
 from fewbit.errors import FewbitError
 from fewbit.graph import patches
 
@@ -31,97 +31,22 @@ UNARY = {
 MOVING = MOVES | {"Expand", "Gather"}
 
 
-def flatten(program: Program, block: int) -> Flat:
-    """Refuses by name what cannot be made flat."""
-    return _Flattener(program, block).flat()
+def flatten(program: Program, block: int, patches: bool = True) -> Flat:
+    """Refuses by name what cannot be made flat. patches: what a Conv sees lies in a register, where one multiplication finds it;
+    otherwise (vectors one behind the other, block 1) a Conv is one call that gathers a patch at a time."""
+    return _Flattener(program, block, patches).flat()
 
 
-class _Flattener:
-    def __init__(self, program: Program, block: int):
-        self.program, self.block = program, block
-        self.one, self.two = (_probe(program, n) for n in (1, 2))
-        self.makers = {s.out: s for s in program.steps}
-        self.batched = set(program.inputs)
-        for s in program.steps:
-            if any(i in self.batched for i in _inputs(s)):
-                self.batched.add(s.out)
-        self.registers: list[Register] = []
-        self.calls: list[Call] = []
-        self.making = [""]
-        self.made: dict[str, Register] = {}
+class _Flattener(Registers):
+    def __init__(self, program: Program, block: int, patches: bool):
+        super().__init__(program, block)
+        self.patches = patches
 
     def flat(self) -> Flat:
         for name, shape in self.program.inputs.items():
             self.made[name] = self._new(shape, self.program.input_dtypes[name])
         outputs = [self._need(name) for name in self.program.outputs]
         return Flat(self.registers, [self.made[name] for name in self.program.inputs], outputs, self.calls)
-
-    def _layout(self, count: int, inner: int) -> Layout:
-        return Layout(count, inner, self.block)
-
-    # ---- registers
-
-    def _new(self, shape: tuple[int, ...], dtype: np.dtype, layout: Layout | None = None, held: np.ndarray | None = None):
-        if dtype not in TYPES:
-            raise FewbitError(f"a tensor of {dtype} is not run by the native engine; use executor='reference'")
-        layout = layout or self._layout(1, max(int(np.prod(shape)), 1))
-        if held is not None:
-            row = np.zeros((layout.count, layout.stride), dtype)
-            row[:, : layout.inner] = held.reshape(layout.count, layout.inner)
-            held = row
-        self.registers.append(Register(len(self.registers), tuple(shape), layout, np.dtype(dtype), held))
-        return self.registers[-1]
-
-    def _step(self, operation: str, registers: tuple[int, ...], *arguments: Any) -> None:
-        self.calls.append(Call(operation, registers, arguments, self.making[-1]))
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        one, two = self.one[name].shape, self.two[name].shape
-        if name in self.batched and (not one or (one[0], two[0]) != (1, 2) or one[1:] != two[1:]):
-            raise FewbitError(f"value {name}: its first dimension is not the batch; use executor='reference'")
-        return one[1:] if name in self.batched else one
-
-    def _need(self, name: str) -> Register:
-        if name not in self.made:
-            if name not in self.batched:
-                value = self.one[name]
-                self.made[name] = self._new(value.shape, value.dtype, held=value)
-            else:
-                self.making.append(name)
-                self.made[name] = self._make(self.makers[name])
-                self.making.pop()
-        return self.made[name]
-
-    def _vectors(self, r: Register, count: int) -> Register:
-        """The same elements as count vectors; a copy where they lie otherwise."""
-        layout = self._layout(count, r.layout.elements // count)
-        return r if r.layout == layout else self._copied([(r, np.arange(layout.elements))], r.shape, layout)
-
-    def _copied(self, parts: list[tuple[Register, np.ndarray]], shape: tuple[int, ...], layout: Layout | None = None, fill=0):
-        """A new register whose elements are the parts' numbered ones, one part after the other; -1 is the fill."""
-        out = self._new(shape, parts[0][0].dtype, layout)
-        to, start = out.layout.places(), 0
-        for r, numbers in parts:
-            source = np.where(numbers < 0, -1, r.layout.places()[np.maximum(numbers, 0)])
-            self._step("copy", (r.id, out.id), fill, runs(to[start : start + len(numbers)], source))
-            start += len(numbers)
-        return out
-
-    def _broadcast(self, r: Register, name: str, shape: tuple[int, ...], layout: Layout) -> Register:
-        """r as an operand of that shape and layout."""
-        if name not in self.batched:
-            value = np.broadcast_to(_behind_batch(self.one[name], len(shape)), shape)
-            return self._new(shape, r.dtype, layout, value)
-        if (r.shape, r.layout) == (shape, layout):
-            return r
-        numbers = np.arange(r.layout.elements).reshape((1,) * (len(shape) - len(r.shape)) + r.shape)
-        return self._copied([(r, np.broadcast_to(numbers, shape).reshape(-1))], shape, layout)
-
-    def _patched(self, x: Register, which: np.ndarray, fill: int) -> Register:
-        layout = self._layout(int(np.prod(which.shape[:-1])), which.shape[-1])
-        return self._copied([(x, which.reshape(-1))], which.shape, layout, fill)
-
-    # ---- steps
 
     def _make(self, step) -> Register:
         match step:
@@ -172,16 +97,44 @@ class _Flattener:
         return self._broadcast(r, name, shape, first.layout if first else self._layout(1, int(np.prod(shape))))
 
     def _linear(self, step: Linear) -> Register:
-        x, shape = self._need(step.x), self._shape(step.out)
-        count = int(np.prod(shape[:-1]))
-        x = self._vectors(x, count)
+        shape, weight = self._shape(step.out), step.weight
+        count, before = int(np.prod(shape[:-1])), self.makers.get(step.x)
+        if not self.patches and isinstance(before, Patches) and len(before.window.kernel) <= 2:
+            return self._conv_call(step, before)
+        source, order = self._unmoved(step.x) if count == 1 else (None, np.zeros(0, int))
+        if source is not None and np.array_equal(np.sort(order), np.arange(source.layout.elements)):
+            x, weight = source, weight[:, np.argsort(order)]  # instead of the codes, the weights are moved, here and once
+        else:
+            x = self._need(step.x)
+        x = x if self.block == 1 else self._vectors(x, count)
         dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
         out = self._new(shape, dtype, self._layout(count, shape[-1]))
-        finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
-        if step.exit_scale is not None:
-            finish = (np.broadcast_to(step.exit_scale.astype(np.float32), shape[-1:]),)
-        first = (step.weight.astype(np.int16), step.bias.astype(np.int64), step.zero_input, int(step.exit_scale is not None))
-        self._step("linear", (x.id, out.id), *first, *finish)
+        self._step("linear", (x.id, out.id), *_layer(step, weight))
+        return out
+
+    def _unmoved(self, name: str) -> tuple[Register, np.ndarray]:
+        """The register before its elements were only moved about, and which of them each moved one is."""
+        step = self.makers.get(name)
+        if not isinstance(step, Float) or step.op not in MOVES or not isinstance(step.inputs[0], str):
+            r = self._need(name)
+            return r, np.arange(r.layout.elements)
+        r, numbers = self._unmoved(step.inputs[0])
+        rest = [self.one[i] if isinstance(i, str) else i for i in step.inputs[1:]]
+        return r, OPS[step.op](step.attributes, numbers.reshape(self.one[step.inputs[0]].shape), *rest).reshape(-1)
+
+    def _conv_call(self, step: Linear, seen: Patches) -> Register:
+        """One call: (image, room for a patch, output), the geometry, then what a layer needs."""
+        x, shape = self._need(seen.x), self._shape(step.out)
+        w, flat = seen.window, len(seen.window.kernel) == 1
+        *space, channels = x.shape if seen.channels_last else (*x.shape[1:], x.shape[0])
+        sizes = [shape[:-1], w.strides, w.pads[: len(w.kernel)], w.kernel, w.dilations, space]
+        even = [0 if k == 2 else 1 for k in range(len(sizes))]  # a row of values is an image one high
+        geometry = [v for pair, one in zip(sizes, even, strict=True) for v in ([one, *pair] if flat else pair)]
+        patch = self._new((step.weight.shape[1],), x.dtype)
+        dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
+        out = self._new(shape, dtype, self._layout(int(np.prod(shape[:-1])), shape[-1]))
+        first = (np.array([*geometry, channels], np.int32), int(seen.channels_last), seen.fill)
+        self._step("conv", (x.id, patch.id, out.id), *first, *_layer(step, step.weight))
         return out
 
     def _float(self, step: Float) -> Register:
@@ -256,7 +209,7 @@ class _Flattener:
             return self._broadcast(register, value, shape, layout)
         if register is not None:
             return register
-        held = np.broadcast_to(_behind_batch(value, len(shape)), shape)
+        held = np.broadcast_to(behind_batch(value, len(shape)), shape)
         return self._new(shape, np.dtype(np.float32), layout, held.astype(np.float32))
 
     def _clip(self, step: Float) -> Register:
@@ -336,22 +289,9 @@ class _Flattener:
         return out
 
 
-def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
-    """Every register for a batch of zeros: its shape, dtype, and value where no input reaches it."""
-    return reference.run(program, {k: np.zeros((rows, *s), program.input_dtypes[k]) for k, s in program.inputs.items()})
-
-
-def _inputs(step) -> list[str]:
-    if isinstance(step, Float):
-        return [i for i in step.inputs if isinstance(i, str)]
-    return [step.a, step.b] if isinstance(step, Add | Multiply) else [step.x]
-
-
-def _behind_batch(value: np.ndarray, rank: int) -> np.ndarray:
-    """A constant operand without the batch dimension, if it has one."""
-    value = np.asarray(value)
-    if value.ndim > rank:
-        if value.shape[0] != 1:
-            raise FewbitError("a constant that differs along the batch needs executor='reference'")
-        return value[0]
-    return value
+def _layer(step: Linear, weight: np.ndarray) -> tuple[Any, ...]:
+    """A layer's arguments: weight [out, in], bias, zero point of its input, whether it leaves in floats, and how it ends."""
+    finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
+    if step.exit_scale is not None:
+        finish = (np.broadcast_to(step.exit_scale.astype(np.float32), len(weight)),)
+    return (weight.astype(np.int16), step.bias.astype(np.int64), step.zero_input, int(step.exit_scale is not None), *finish)

@@ -33,6 +33,8 @@ from fewbit.graph.fold import const
 from fewbit.numerics import semantics, unary
 from fewbit.numerics.formats import IntFormat
 
+CODES = {np.dtype(t) for t in ("int8", "uint8", "int16", "uint16")}
+
 
 def lower(model: ir.Model) -> Program:
     """The program of a QDQ (or plain float) graph; refuses by name what cannot be run."""
@@ -108,6 +110,8 @@ class _Lowering:
             self.constants[name] = plain(constant)
             self.made[name] = name
             self.integer.add(name)
+        elif value.is_graph_input() and value.dtype is not None and value.dtype.numpy() in CODES:
+            self.made[name] = name  # pixels, or a sensor's: codes as they come
         elif node is None or node.op_type != "QuantizeLinear":
             raise FewbitError(f"value {name}: integers that no QuantizeLinear made are not supported")
         else:

@@ -17,16 +17,16 @@ from fewbit.numerics import affine
 
 def states(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[State]:
     """Of a graph's record, checked against its inputs (name -> shape without the batch) and outputs."""
-    found, outputs = [], {v.name for v in model.graph.outputs}
-    for entry in metadata.read(model).get("state") or []:
+    found = []
+    for entry in metadata.state(model):
+        name, initial = entry["input"], entry.get("initial")
         try:
-            name, output, initial = entry["input"], entry["output"], entry.get("initial")
             start = np.asarray(np.zeros(shapes[name]) if initial is None else initial, np.float32).reshape(shapes[name])
-            if output not in outputs or not np.isfinite(start).all():
+            if not np.isfinite(start).all():
                 raise ValueError
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise FewbitError(f"its record of the state is damaged ({str(entry)[:80]}); quantize the source again") from None
-        found.append(State(name, output, start))
+        found.append(State(name, entry["output"], start))
     return found
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.graph import wide
 from fewbit.graph.fold import add_constant, const
-from fewbit.graph.layers import Layer, layers
+from fewbit.graph.layers import Layer, take_apart
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import scaling
 from fewbit.solvers.statistics import Statistics
@@ -22,8 +23,10 @@ HOMOGENEOUS = {"Relu", "LeakyRelu"}
 def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weights: str) -> dict[str, list[int]]:
     """Scale every layer's columns that can be, in place; tensor name -> exponents of what its elements were divided by."""
     groups: dict[ir.Value, list[Layer]] = {}
-    for layer in layers(model):
-        if layer.wide or layer.node.op_type != "Gemm" or layer.source is not layer.x:
+    shape = take_apart(model)
+    shared = set(wide.values(model.graph, shape))
+    for layer in shape.layers:
+        if layer.source in shared or layer.wide or layer.node.op_type != "Gemm" or layer.source is not layer.x:
             continue  # what meets other values is shared with them; a Conv's columns are channels of patches
         groups.setdefault(layer.x, []).append(layer)
     moved: dict[str, list[int]] = {}

@@ -33,9 +33,13 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 def fold(model: ir.Model) -> ir.Model:
     """Rewrite in place until nothing changes; the same model is returned."""
     from fewbit.graph.fold_affine import fold_affine
+    from fewbit.graph.fold_moves import fold_moves
+    from fewbit.graph.fold_recurrent import fold_recurrent
+    from fewbit.graph.fold_shapes import fold_shapes
 
     graph = model.graph
-    steps = (_constants, _identities, _squeezes, _argmax, _dense, fold_affine, _split_head, _quantile_mean, remove_unused)
+    layers = (_dense, fold_affine, _split_head, _quantile_mean)
+    steps = (_constants, _identities, fold_recurrent, fold_shapes, fold_moves, _argmax, *layers, remove_unused)
     while any([step(graph) for step in steps]):
         pass
     return model
@@ -92,26 +96,6 @@ def _identities(graph: ir.Graph) -> bool:
         if node.op_type not in ("Identity", "Dropout") or x is None or node.outputs[0] in graph.outputs:
             return False
         replace_node(graph, node, x)
-        return True
-
-    return _each(graph, rewrite)
-
-
-def _squeezes(graph: ir.Graph) -> bool:
-    """A Squeeze takes away the axes that the Unsqueeze before it put in."""
-
-    def rewrite(graph: ir.Graph, node: ir.Node) -> bool:
-        x = node.inputs[0] if node.op_type == "Squeeze" else None
-        before = x.producer() if x is not None else None
-        if before is None or before.op_type != "Unsqueeze" or len(node.inputs) < 2:
-            return False
-        out, into = const(node.inputs[1]), const(before.inputs[1])
-        source = before.inputs[0]
-        if out is None or into is None or source is None or out.tolist() != into.tolist() or min(out.tolist(), default=-1) < 0:
-            return False
-        if node.outputs[0] in graph.outputs and (source in graph.outputs or source in graph.inputs):
-            return False
-        replace_node(graph, node, source)
         return True
 
     return _each(graph, rewrite)

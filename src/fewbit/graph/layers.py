@@ -12,6 +12,7 @@ from fewbit.errors import FewbitError
 from fewbit.graph import metadata
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
+from fewbit.graph.fold_recurrent import GATES, refuse
 
 LAYERS = {"Gemm", "Conv"}
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze"}
@@ -55,10 +56,12 @@ def origin(value: ir.Value) -> ir.Value:
 
 def take_apart(model: ir.Model) -> Shape:
     """The graph's layers and joins; refuses a graph without a layer."""
-    states = {s["input"]: s["output"] for s in metadata.read(model).get("state") or []}
+    states = {s["input"]: s["output"] for s in metadata.state(model)}
     shape = Shape([], [], states)
     computed: set[ir.Value] = {v for v in model.graph.inputs if v.name in states}
     for node in model.graph:
+        if node.op_type in GATES:
+            refuse(node)
         if node.op_type in LAYERS:
             shape.layers.append(_layer(node, shape, computed))
             computed |= set(node.outputs)

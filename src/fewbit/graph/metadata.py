@@ -5,6 +5,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from fewbit.errors import FewbitError
+
 KEY = "fewbit"
 
 
@@ -15,6 +17,19 @@ def read(model: ir.Model) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def state(model: ir.Model) -> list[dict[str, Any]]:
+    """What the record says is remembered, [{"input", "output", "initial"}]; refused where it is damaged."""
+    entries = read(model).get("state") or []
+    inputs, outputs = ([v.name for v in ends] for ends in (model.graph.inputs, model.graph.outputs))
+    for k, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        whole = isinstance(entries, list) and isinstance(entry, dict)
+        pair = (entry.get("input"), entry.get("output")) if whole else (None, None)
+        others = [e for e in entries[:k] if pair[0] == e["input"] or pair[1] == e["output"]] if whole else []
+        if pair[0] not in inputs or pair[1] not in outputs or others or len(entries) >= len(inputs):
+            raise FewbitError(f"its record of the state is damaged ({str(entry)[:80]}); quantize the source again")
+    return entries
 
 
 def write(model: ir.Model, record: dict[str, Any]) -> None:

@@ -161,9 +161,12 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
     estimator = ranges[source.name or ""]
     users = [(n, i) for n, i in source.uses() if n.op_type in LAYERS | MOVES]
     if layer.entry:
-        exact = _pixels(source)
-        fmt = INTEGERS["uint8"] if exact is not None else INTEGERS[scheme.inputs]
-        scale = exact or affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
+        pixels = _pixels(source)
+        if pixels is not None:
+            _read_pixels(graph, *pixels, users)
+            return pixels[1]
+        fmt = INTEGERS[scheme.inputs]
+        scale = affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
         _insert(graph, source, scale, 0, fmt, users)
         return scale
     function = layer.function
@@ -189,18 +192,28 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
     return scale
 
 
-def _pixels(source: ir.Value) -> np.float32 | None:
-    """What one step of an 8-bit image is worth, where the entry is such an image divided by (or times) a constant."""
+def _pixels(source: ir.Value) -> tuple[ir.Value, np.float32] | None:
+    """The image and what one of its steps is worth, where source is an 8-bit input divided by (or times) a constant."""
     node = source.producer()
     if node is None or node.op_type not in ("Div", "Mul") or node.inputs[0] is None:
         return None
     factor, cast = const(node.inputs[1]), node.inputs[0].producer()
-    if factor is None or factor.size != 1 or cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
-        return None
-    if cast.inputs[0].dtype != ir.DataType.UINT8:
+    image = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    if factor is None or factor.size != 1 or image is None or not image.is_graph_input() or image.dtype != ir.DataType.UINT8:
         return None
     worth = float(factor.reshape(()))
-    return np.float32(1 / worth if node.op_type == "Div" else worth)
+    return image, np.float32(1 / worth if node.op_type == "Div" else worth)
+
+
+def _read_pixels(graph: ir.Graph, image: ir.Value, scale: np.float32, users: list[tuple[ir.Node, int]]) -> None:
+    """An 8-bit image is codes already: nothing is cast, divided and rounded, its steps are read."""
+    s = add_constant(graph, f"{image.name}.scale", np.asarray(scale, np.float32))
+    z = add_constant(graph, f"{image.name}.zero_point", np.asarray(0, np.uint8))
+    d = ir.node("DequantizeLinear", [image, s, z], name=f"{image.name}.dequantize")
+    d.outputs[0].name = f"{image.name}.dequantized"
+    graph.insert_before(graph[0], d)
+    for node, index in users:
+        node.replace_input_with(index, d.outputs[0])
 
 
 def _quantize_weight(

@@ -23,7 +23,7 @@ def strip(model: ir.Model, above: int = 0) -> ir.Model:
         codes = node.inputs[0]
         assert codes is not None
         if _bits(node) > above:
-            _replace(graph, node, _before(graph, codes.producer()))
+            _replace(graph, node, _of_pixels(graph, node) if codes.producer() is None else _before(graph, codes.producer()))
     for node in [n for n in graph if n.op_type == "DequantizeLinear" and const(n.inputs[0]) is not None]:
         if not any(reads_codes(user) for user, _ in node.outputs[0].uses()):
             _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.float", floats(node)))
@@ -84,3 +84,13 @@ def _before(graph: ir.Graph, quantize: ir.Node | None) -> ir.Value:
     relu.outputs[0].name = f"{source.name}.relu"
     graph.insert_after(quantize, relu)
     return relu.outputs[0]
+
+
+def _of_pixels(graph: ir.Graph, dequantize: ir.Node) -> ir.Value:
+    """The same of an input that is codes itself, in floats."""
+    cast = ir.node("Cast", [dequantize.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{dequantize.name}.cast")
+    scaled = ir.node("Mul", [cast.outputs[0], dequantize.inputs[1]], name=f"{dequantize.name}.scaled")
+    for node in (cast, scaled):
+        node.outputs[0].name = f"{node.name}.out"
+    graph.insert_before(dequantize, [cast, scaled])
+    return scaled.outputs[0]

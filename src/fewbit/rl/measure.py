@@ -16,6 +16,7 @@ from fewbit.errors import FewbitError
 from fewbit.rl import evidence, returns
 
 PILOT, RANDOM_EPISODES, STATES = 20, 20, 100_000
+STATES_BYTES = 256 << 20  # of images, fewer states are kept
 RANDOM_SEED = 200_000  # away from the evaluation's own seeds
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -37,9 +38,15 @@ class Baseline:
         if have < n:
             seeds = [self.seed + k for k in range(have, n)]
             step = stepper(progress, "float", have, n)
-            more, states = returns.episodes(self.policy, self.env, seeds, self.env_args, STATES, self.policy.inputs, step)
+            kept = self._room()
+            more, states = returns.episodes(self.policy, self.env, seeds, self.env_args, kept, self.policy.inputs, step)
             self._returns, self._states = np.append(self._returns, more), [*self._states, states]
         return self._returns[:n]
+
+    def _room(self) -> int:
+        """How many observations an evaluation keeps."""
+        each = sum(int(np.prod(shape)) for shape in self.policy.inputs.values())
+        return min(STATES, max(1, STATES_BYTES // max(1, each)))
 
     @property
     def random(self) -> np.ndarray:
@@ -51,9 +58,9 @@ class Baseline:
 
     @property
     def states(self) -> Any:
-        """Up to STATES observations that the float policy met."""
+        """Up to so many observations that the float policy met."""
         states = returns.concatenate(self._states)
-        return {k: v[:STATES] for k, v in states.items()} if isinstance(states, dict) else states[:STATES]
+        return {k: v[: self._room()] for k, v in states.items()} if isinstance(states, dict) else states[: self._room()]
 
     def fidelity(self, quantized: Policy) -> dict[str, Any]:
         """Action fidelity on the float policy's own states, beside the noise floor: its weights perturbed by 2^-12."""
@@ -191,12 +198,14 @@ def summary(values: np.ndarray) -> dict[str, float]:
 def latency(model: ir.Model, policy: Policy) -> float:
     """Median microseconds of one action; of the native engine as a robot's loop calls it."""
     called: Any = load_policy(model) if policy.executor.startswith("native") else policy
-    return median_us(called, policy.inputs)
+    return median_us(called, policy.inputs, lower(model).input_dtypes)
 
 
-def median_us(policy: Callable[[Any], Any], inputs: dict[str, tuple[int, ...]], calls: int = 300) -> float:
-    """Median microseconds of one call, batch 1."""
-    feeds = {k: np.zeros((1, *shape), np.float32) for k, shape in inputs.items()}
+def median_us(
+    policy: Callable[[Any], Any], inputs: dict[str, tuple[int, ...]], kinds: dict[str, np.dtype] | None = None, calls: int = 300
+) -> float:
+    """Median microseconds of one call, batch 1; kinds: of inputs that are not float32."""
+    feeds = {k: np.zeros((1, *shape), (kinds or {}).get(k, np.float32)) for k, shape in inputs.items()}
     observation = feeds if len(feeds) > 1 else next(iter(feeds.values()))
     times = []
     for _ in range(calls):

@@ -61,9 +61,33 @@ def check(env: str, space: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) ->
     o = space.observation_space
     given = {k: s.shape for k, s in o.spaces.items()} if isinstance(o, gymnasium.spaces.Dict) else {next(iter(inputs)): o.shape}
     for name, shape in inputs.items():
+        if _turned(o, name, shape):
+            continue
         if given.get(name) != tuple(shape):
             found = f"observations of shape {list(given[name] or ())}" if name in given else f"no observation {name}"
             raise FewbitError(f"environment {env} gives {found}, the policy takes {list(shape)}")
+
+
+def _turned(space: gymnasium.Space, name: str, shape: tuple[int, ...]) -> bool:
+    """Does the environment give 8-bit images with their channels last, where the policy takes them first?"""
+    part = space.spaces.get(name) if isinstance(space, gymnasium.spaces.Dict) else space
+    if part is None or part.dtype != np.uint8 or part.shape is None or len(part.shape) != 3:
+        return False
+    return tuple(shape) != part.shape and tuple(shape) == (part.shape[2], *part.shape[:2])
+
+
+def _facing(env: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> gymnasium.Env:
+    """The environment whose images have their channels where the policy takes them, as Stable-Baselines3 turns them."""
+    turned = {name for name, shape in inputs.items() if _turned(env.observation_space, name, shape)}
+    if not turned:
+        return env
+
+    def turn(o: Any) -> Any:
+        if isinstance(o, dict):
+            return {k: np.moveaxis(v, -1, 0) if k in turned else v for k, v in o.items()}
+        return np.moveaxis(o, -1, 0)
+
+    return gymnasium.wrappers.TransformObservation(env, turn, None)
 
 
 def episodes(
@@ -83,6 +107,7 @@ def episodes(
     try:
         if inputs is not None:
             check(env, envs[0], inputs)
+            envs = [_facing(e, inputs) for e in envs]
         return _run(policy, envs, list(seeds), record, advance)
     finally:
         for e in envs:

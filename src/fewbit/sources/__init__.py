@@ -10,6 +10,8 @@ import onnx_ir as ir
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
 
+Declared = dict[str, tuple[str, Any]]  # a state's input -> (its output, what an episode starts with; None: zeros)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -34,24 +36,38 @@ def load(
     normalizer: str | Path | None = None,
     observation_shape: tuple[int, ...] | None = None,
     trust_torchscript: bool = False,
+    state: Declared | None = None,
 ) -> Source:
-    """source: path of an SB3 zip, an ONNX or a TorchScript file, a live SB3 model, or a torch.nn.Module."""
+    """source: path of an SB3 zip, an ONNX or a TorchScript file, a live SB3 model, or a torch.nn.Module.
+
+    state: what an ONNX file or a module remembers, where the file does not say it itself; the other kinds know their own.
+    """
     if isinstance(source, str | Path):
-        return _load_path(Path(source), normalizer, trust_torchscript)
+        return _load_path(Path(source), normalizer, trust_torchscript, state)
     if hasattr(source, "policy") and hasattr(source, "predict"):
         from fewbit.sources import sb3
 
+        _knows_its_own(type(source).__name__, state)
         return sb3.from_live(source)
     from fewbit.sources import torch_module
 
-    return torch_module.load(source, observation_shape)
+    return torch_module.load(source, observation_shape, state)
 
 
-def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: bool) -> Source:
+def _knows_its_own(name: str, state: Declared | None) -> None:
+    if state:
+        raise FewbitError(
+            f"{name}: --state belongs to an ONNX file or a torch.nn.Module; this source says itself what it remembers"
+        )
+
+
+def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: bool, state: Declared | None) -> Source:
     if not path.exists():
         raise FewbitError(f"{path}: no such file")
     if path.is_dir():
         raise FewbitError(f"{path}: is a folder; give the policy's .zip or .onnx file")
+    if path.suffix != ".onnx":
+        _knows_its_own(str(path), state)
     if path.suffix == ".zip":
         from fewbit.sources import sb3
 
@@ -61,7 +77,7 @@ def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: boo
             raise FewbitError(f"{path}: --normalizer belongs to a Stable-Baselines3 zip; an ONNX file holds its own")
         from fewbit.sources import onnx_file
 
-        return onnx_file.load(path)
+        return onnx_file.load(path, state)
     if path.suffix in (".pt", ".pth", ".ts", ".jit"):
         if not trust_torchscript:
             raise FewbitError(

@@ -53,20 +53,18 @@ class Remembered:
         return {"input": self.name, "output": self.output} | start
 
 
-def layers(x: Tensor, states: list[Tensor], weights: Weights, kind: str, biases: bool) -> tuple[Tensor, list[Tensor]]:
-    """Stacked layers of one step: states [layers, n, hidden] each (h, and c of an LSTM) -> (last layer's h, the next states)."""
+def layers(x: Tensor, states: list[list[Tensor]], weights: Weights, kind: str, biases: bool) -> tuple[Tensor, list[list[Tensor]]]:
+    """Stacked layers of one step: states (h, an LSTM's c) by layer, each [n, hidden] -> (the last one's h, what comes next)."""
     each = 4 if biases else 2
     new: list[list[Tensor]] = [[] for _ in states]
-    count = states[0].shape[0]
-    for k in range(count):
+    for k, held in enumerate(zip(*states, strict=True)):
         own = list(weights[each * k : each * (k + 1)])
         if not biases:
             own += [torch.zeros(len(own[0]))] * 2
         if len(own) < 4 or own[1].shape[0] != (4 if kind == "lstm" else 3) * own[1].shape[1]:
             raise FewbitError(f"a {kind.upper()} with projections is not supported; export it as ONNX by hand")
-        h, *c = [s[k] if count > 1 else s.squeeze(0) for s in states]
-        made = lstm(x, h, c[0], own) if kind == "lstm" else (gru(x, h, own),)
+        made = lstm(x, held[0], held[1], own) if kind == "lstm" else (gru(x, held[0], own),)
         for collected, value in zip(new, made, strict=True):
             collected.append(value)
         x = made[0]
-    return x, [torch.stack(v) if len(v) > 1 else v[0].unsqueeze(0) for v in new]
+    return x, new

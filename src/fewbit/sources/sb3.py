@@ -22,11 +22,13 @@ try:
 except ImportError as e:
     raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
 
-from fewbit.sources import sb3_archive, torch_module
+from fewbit.sources import sb3_archive, sb3_recurrent, torch_module
+from fewbit.sources.recurrent import Remembered
 
 # Tensors that acting does not read; a file without them is complete.
 _UNUSED = (
     "critic",
+    "lstm_critic",
     "q_net_target",
     "quantile_net_target",
     "actor_target",
@@ -88,8 +90,6 @@ def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
         raise FewbitError(
             f"its policy class comes from {archive.module or 'nowhere'}; load the model yourself and pass the live object"
         )
-    if "recurrent" in archive.module:
-        raise FewbitError("recurrent policies are not supported yet")
     try:
         module = importlib.import_module(archive.module)
     except ImportError:
@@ -105,8 +105,6 @@ def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
 
 def from_live(model: Any) -> Source:
     """A live algorithm object; its VecNormalize, if any, is captured too."""
-    if hasattr(model.policy, "lstm_actor"):
-        raise FewbitError("recurrent policies are not supported yet")
     wrapper = model.get_vec_normalize_env()
     norm = None
     if wrapper is not None and wrapper.norm_obs:
@@ -151,18 +149,27 @@ class Deterministic(torch.nn.Module):
             self.register_buffer("high", high)
             self.unit = bool(policy.squash_output and (low == -1).all() and (high == 1).all())
         self.box = box is not None
+        self.action_shape = policy.action_space.shape or ()
 
     def forward(self, *observations: torch.Tensor) -> torch.Tensor:
+        return self.rescaled(self.policy._predict(self.prepared(*observations), deterministic=True))
+
+    def prepared(self, *observations: torch.Tensor) -> Any:
+        """What the policy is given: each part normalised and clipped, if it is."""
         prepared = list(observations)
         for k in self.normalised:
             centred = prepared[k] - getattr(self, f"mean{k}")
             centred = centred - getattr(self, f"lost{k}") if k in self.remainders else centred
             scaled = centred * getattr(self, f"inv{k}")
             prepared[k] = torch.maximum(torch.minimum(scaled, getattr(self, f"high{k}")), getattr(self, f"low{k}"))
-        given = dict(zip(self.names, prepared, strict=True)) if self.is_dict else prepared[0]
-        action = self.policy._predict(given, deterministic=True)
+        return dict(zip(self.names, prepared, strict=True)) if self.is_dict else prepared[0]
+
+    def rescaled(self, action: torch.Tensor) -> torch.Tensor:
+        """What env.step is given."""
         if not self.box:
             return action
+        if len(self.action_shape) > 1:
+            action = action.reshape(-1, *self.action_shape)
         if self.policy.squash_output:
             return action if self.unit else self.low + (0.5 * (action + 1.0)) * (self.high - self.low)
         return torch.maximum(torch.minimum(action, self.high), self.low)
@@ -183,11 +190,17 @@ def capture(policy: BasePolicy, normalizer: Normalizer | None, name: str, finger
     # Distributions check their arguments with data-dependent branches, which no exporter can follow.
     validate = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
+    step: torch.nn.Module = Deterministic(policy, normalizer, list(parts))
+    states: tuple[Remembered, ...] = ()
     try:
-        model = torch_module.export(Deterministic(policy, normalizer, list(parts)), examples)
+        if hasattr(policy, "lstm_actor"):
+            step, states = sb3_recurrent.step(step, list(examples))
+            examples |= {s.name: torch.zeros(2, *s.shape) for s in states}
+        model = torch_module.export(step, examples, ["action", *(s.output for s in states)])
     finally:
         torch.distributions.Distribution.set_default_validate_args(validate)
-    return Source(model, name, fingerprint, _contract(policy, parts, normalizer))
+    contract = _contract(policy, parts, normalizer) | {"recurrent_state": [s.name for s in states] or None}
+    return Source(model, name, fingerprint, contract, tuple(s.record for s in states))
 
 
 def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is_dict: bool) -> None:
@@ -212,5 +225,4 @@ def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: No
         "observation": {k: list(p.shape or ()) for k, p in parts.items()},
         "action": described,
         "normalizer": None if normalizer is None else {"clip": normalizer.clip, "epsilon": normalizer.epsilon},
-        "recurrent_state": None,
     }

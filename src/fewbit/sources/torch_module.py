@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import fold, read
-from fewbit.sources import Source, digest
+from fewbit.sources import Declared, Source, digest
 
 try:
     import torch
@@ -19,8 +20,13 @@ except ImportError:
     raise MissingExtra("torch", "torch") from None
 
 
-def load(module: Any, observation_shape: tuple[int, ...] | None = None) -> Source:
-    """module: observation [batch, ...] -> action; observation_shape without the batch, or the first Linear's width."""
+def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: Declared | None = None) -> Source:
+    """module: observation [batch, ...] -> action; observation_shape without the batch, or the first Linear's width.
+
+    One that remembers is module(observation, *states) -> (action, *next states), each [batch, ...], state the names of both and
+    what an episode starts with, without the batch, in that order: {"h": ("h_next", zeros(16))}. Written with sources.recurrent's
+    lstm and gru it is quantized as a TorchScript or RecurrentPPO policy is.
+    """
     if not isinstance(module, torch.nn.Module):
         raise FewbitError(f"a {type(module).__name__} is no source; give a path, a Stable-Baselines3 model or a torch.nn.Module")
     if observation_shape is None:
@@ -28,6 +34,7 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None) -> Sourc
         if first is None:
             raise FewbitError("the module has no Linear layer to tell its input's size; pass observation_shape=(…)")
         observation_shape = (first.in_features,)
+    held = _held(state or {})
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -37,9 +44,26 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None) -> Sourc
         def forward(self, *observations: Any) -> Any:
             return self.inner(*observations)
 
-    model = export(Wrapped(), {"observation": torch.zeros(2, *observation_shape)})
-    state = b"".join(t.detach().cpu().numpy().tobytes() for t in module.state_dict().values())
-    return Source(model, type(module).__name__, digest(state), {"observation": {"observation": list(observation_shape)}})
+    examples = {"observation": torch.zeros(2, *observation_shape)}
+    examples |= {name: torch.tensor(start).expand(2, *start.shape).clone() for name, _, start in held}
+    model = export(Wrapped(), examples, ["action", *(output for _, output, _ in held)])
+    contract: dict[str, Any] = {"observation": {"observation": list(observation_shape)}}
+    records = tuple({"input": i, "output": o} | ({"initial": v.tolist()} if v.any() else {}) for i, o, v in held)
+    if held:
+        contract["recurrent_state"] = [name for name, _, _ in held]
+    weights = b"".join(t.detach().cpu().numpy().tobytes() for t in module.state_dict().values())
+    return Source(model, type(module).__name__, digest(weights), contract, records)
+
+
+def _held(state: Declared) -> list[tuple[str, str, np.ndarray]]:
+    """(input, output, what an episode starts with) of each."""
+    found = []
+    for name, (output, initial) in state.items():
+        start = None if initial is None else np.asarray(initial, np.float32)
+        if start is None or not start.size or not np.isfinite(start).all():
+            raise FewbitError(f"state {name}: give what an episode starts with, an array of finite numbers without the batch")
+        found.append((name, output, start))
+    return found
 
 
 def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: Sequence[str] = ("action",)) -> ir.Model:

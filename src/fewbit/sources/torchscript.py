@@ -91,37 +91,32 @@ class Step(torch.nn.Module):
         self.graph = module.graph.copy()
         torch._C._jit_pass_inline(self.graph)
         self.holder = [module]  # in a list: not a submodule, whose buffers an exporter would list
-        self.states: list[Remembered] = []
-        self.shapes: dict[str, torch.Size] = {}
+        self.states: list[Remembered] = []  # one of each layer
+        self.layers: dict[str, int] = {}  # buffer -> its layers; 0 where it is [1, hidden]
         for name in _overwritten(self.graph):
             value = getattr(module, name)
             if value.dim() not in (2, 3) or value.shape[-2] != 1:
                 raise FewbitError(
                     f"its state {name} has shape {list(value.shape)}; [layers, 1, hidden] or [1, hidden] is supported"
                 )
-            start = value.detach().reshape(-1)
-            initial = start.tolist() if start.any() else None
-            self.states.append(Remembered(name, tuple(d for d in value.shape[:-2] if d != 1) + value.shape[-1:], initial))
-            self.shapes[name] = value.shape
+            layers = value.shape[0] if value.dim() == 3 else 0
+            for k, start in enumerate(value.detach().reshape(max(layers, 1), -1)):
+                label = f"{name}_{k}" if layers > 1 else name
+                self.states.append(Remembered(label, tuple(start.shape), start.tolist() if start.any() else None))
+            self.layers[name] = layers
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        observation, *states = inputs
-        given = {s.name: self._as_buffer(t, self.shapes[s.name]) for s, t in zip(self.states, states, strict=True)}
+        observation, *held = inputs
+        given, rest = {}, list(held)
+        for name, layers in self.layers.items():
+            own, rest = rest[: max(layers, 1)], rest[max(layers, 1) :]
+            given[name] = torch.stack(own) if layers else own[0]
         walk = _Walk(self.holder[0], given)
         (action,) = walk.block(self.graph, observation)
-        left = [self._as_state(walk.buffers[s.name]) for s in self.states]
+        left = [
+            b[k] if layers else b for n, layers in self.layers.items() for b in [walk.buffers[n]] for k in range(max(layers, 1))
+        ]
         return (action, *left) if left else action
-
-    def _as_buffer(self, state: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """[batch, hidden] -> [1, batch, hidden]; [batch, layers, hidden] -> [layers, batch, hidden]."""
-        if len(shape) == 2:
-            return state
-        return state.unsqueeze(0) if shape[0] == 1 else state.transpose(0, 1)
-
-    def _as_state(self, buffer: torch.Tensor) -> torch.Tensor:
-        if buffer.dim() == 2:
-            return buffer
-        return buffer.squeeze(0) if buffer.shape[0] == 1 else buffer.transpose(0, 1)
 
 
 class _Walk:
@@ -146,8 +141,8 @@ class _Walk:
 
     def _node(self, node: Any, given: list[Any]) -> Any:
         kind = node.kind()
-        if kind == "prim::Constant":
-            return node.output().toIValue()
+        if kind in ("prim::Constant", "prim::Uninitialized"):  # the latter is overwritten on every way that is taken
+            return node.output().toIValue() if kind == "prim::Constant" else None
         if kind == "prim::GetAttr":
             return self._attribute(given[0], node.s("name"))
         if kind == "prim::If":
@@ -198,6 +193,6 @@ def _recurrent(kind: str, given: list[Any]) -> tuple[torch.Tensor, ...]:
     axis = 1 if batch_first else 0
     if bidirectional or x.shape[axis] != 1:
         raise FewbitError(f"a {kind.upper()} that runs backwards or over several steps at once is no policy's; export one step")
-    states = list(states) if kind == "lstm" else [states]
-    out, new = recurrent.layers(x.squeeze(axis), states, weights, kind, biases)
-    return (out.unsqueeze(axis), *new)
+    held = [[s[k] for k in range(len(s))] for s in (states if kind == "lstm" else [states])]
+    out, new = recurrent.layers(x.squeeze(axis), held, weights, kind, biases)
+    return (out.unsqueeze(axis), *(torch.stack(v) for v in new))

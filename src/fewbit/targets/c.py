@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine import reference
+from fewbit.engine.flat import Flat
 from fewbit.engine.flatten import flatten
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Program
@@ -19,7 +20,8 @@ from fewbit.files import write_whole
 from fewbit.graph import metadata
 from fewbit.graph.raw import take_integers
 from fewbit.graph.read import read
-from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array, by_dsp, order_of
+from fewbit.targets.c_weights import by_dsp, order_of
+from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array
 
 SELF_TESTS = 4
 
@@ -99,7 +101,7 @@ def generate(
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         raise FewbitError(f"--name {name}: give a C identifier in lower case")
     program = integer(program)
-    writer = Writer(program, flatten(program, 1))
+    writer = Writer(program, flatten(program, 1, patches=False))
     calls = [writer.call(k, c) for k, c in enumerate(writer.flat.calls)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("c_templates")),
@@ -111,7 +113,7 @@ def generate(
         "flash_bytes": sum(c.bytes for c in writer.constants),
         "ram_bytes": sum(count * SIZES[C_TYPES[t]] for (t, _), count in writer.slots.items()),
         "state_bytes": sum(SIZES[e.type] * e.count for e in ends["inputs"] if e.held),
-        "macs": sum(s.weight.size for s in program.steps if hasattr(s, "weight")),
+        "macs": _multiplications(writer.flat),
     }
     kinds = writer.kernels.values()
     dsp = {n: k for n, k in writer.kernels.items() if k["operation"] == "linear" and by_dsp(k)}
@@ -133,9 +135,18 @@ def generate(
     return {"files": files, "sizes": sizes}
 
 
+def _multiplications(flat: Flat) -> int:
+    """Of one action: a layer's weights, as often as there are positions that it is applied at."""
+    weights = {"linear": 0, "conv": 3}  # where the weight is among a call's arguments
+    layers = [(flat.registers[c.registers[-1]], c.arguments[weights[c.operation]]) for c in flat.calls if c.operation in weights]
+    return sum(weight.size * out.layout.count for out, weight in layers)
+
+
 def _observations(program: Program) -> dict[str, np.ndarray]:
     rng, kinds = np.random.default_rng(0), program.input_dtypes
-    made = {k: (SELF_TESTS, *shape) for k, shape in program.observations.items()}
+    size = sum(int(np.prod(shape)) for shape in program.observations.values())
+    count = SELF_TESTS if size < 4096 else 1  # an image is many bytes of flash
+    made = {k: (count, *shape) for k, shape in program.observations.items()}
     values = {k: rng.normal(0, 2, s) if kinds[k].kind == "f" else rng.integers(0, 100, s) for k, s in made.items()}
     return {k: v.astype(kinds[k]) for k, v in values.items()}
 

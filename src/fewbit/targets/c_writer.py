@@ -13,6 +13,7 @@ from fewbit.engine.flat import TYPES, Call, Flat, Register
 from fewbit.engine.flatten import BINARY, UNARY
 from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
+from fewbit.targets.c_weights import bits_of, bound, pack, packed_type, reached
 
 NAMES = ["u8", "i8", "u16", "i16", "i32", "i64", "f32", "f64"]  # of TYPES
 C_TYPES = {
@@ -147,7 +148,7 @@ class Writer:
         registers = [self.flat.registers[r] for r in call.registers]
         names = [self.where[r.id] for r in registers]
         comment, function, arguments = maker(registers, names, *call.arguments)
-        label = call.label.removesuffix(".codes")
+        label = call.label.removesuffix(".channels_last").removesuffix(".codes")
         return {
             "comment": f"{label}: {comment}{self._reading(call)}",
             "text": f"{function}({', '.join(str(a) for a in arguments)});",
@@ -155,7 +156,7 @@ class Writer:
 
     def _reading(self, call: Call) -> str:
         """What one code of the step's output is worth, where the step makes the codes of a tensor."""
-        known = self.program.readings.get(call.label)
+        known = self.program.readings.get(call.label.removesuffix(".channels_last"))
         if known is None or call.operation in ("quantize", "copy"):
             return ""
         return f"; {_type(self.flat.registers[call.registers[-1]])}, one code {known[0]:g}, zero point {known[1]}"
@@ -177,19 +178,38 @@ class Writer:
     def _linear(
         self, r: list[Register], n: list[str], weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int, *finish: Any
     ) -> tuple[str, str, list[Any]]:
-        x, y, (rows, fan_in) = r[0], r[1], (r[1].layout.inner, r[0].layout.inner)
-        weight = weight.reshape(rows, fan_in)
-        bits, bound = _bits(weight), _bound(weight, bias, zero, LIMITS[_type(x)])
+        kind, arguments, after = self._layer(r[0], r[-1], weight, bias, zero, leaves, *finish)
+        return self._sums(r, weight, bias, zero, leaves), kind, [n[0], n[-1], *arguments, r[-1].layout.count, *after]
+
+    def _conv(
+        self, r: list[Register], n: list[str], geometry: np.ndarray, last: int, fill: int,
+        weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int, *finish: Any,
+    ) -> tuple[str, str, list[Any]]:  # fmt: skip
+        """A layer at every position, its patch gathered into a small buffer first."""
+        layer, arguments, after = self._layer(r[0], r[-1], weight, bias, zero, leaves, *finish)
+        kind = self.kernel("conv", channels="last" if last else "first", of=layer)
+        self.kernels[kind] |= {k: self.kernels[layer][k] for k in ("x", "w", "y", "acc")}
+        arguments = [*n, self.constant("int32_t", geometry, "geometry"), fill, *arguments, *after]
+        return self._sums(r, weight, bias, zero, leaves), kind, arguments
+
+    def _sums(self, r: list[Register], weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int) -> str:
+        (rows, fan_in), count = weight.shape, r[-1].layout.count
+        bits = bound(weight, bias, zero, LIMITS[_type(r[0])]).bit_length()
+        over = f", at {count} positions" if count > 1 else ""
+        return f"S2-S{7 if leaves else 4}: {fan_in} -> {rows}, {bits_of(weight)}-bit weights, |sum| < 2^{bits}{over}"
+
+    def _layer(
+        self, x: Register, y: Register, weight: np.ndarray, bias: np.ndarray, zero: int, leaves: int, *finish: Any
+    ) -> tuple[str, list[Any], list[Any]]:
+        """A linear kernel's name, and its arguments up to the number of vectors and behind it."""
+        bits = bits_of(weight)
         bias = bias - zero * weight.astype(np.int64).sum(1)
-        wide = _reached(weight, bits, bias, LIMITS[_type(x)]) > 2**31 - 1
+        wide = reached(weight, bits, bias, LIMITS[_type(x)]) > 2**31 - 1
         traits: dict[str, Any] = dict(x=_type(x), w=f"w{bits}", y=_type(y), acc="wide" if wide else "narrow")
-        finish_arguments = [self.constant("float", finish[0], "scale")] if leaves else self._multipliers(traits, *finish)
+        after = [self.constant("float", finish[0], "scale")] if leaves else self._multipliers(traits, *finish)
         kind = self.kernel("linear", **traits)
-        arguments: list[Any] = [n[0], n[1], self.constant(_packed_type(bits), _pack(weight, bits, _type(x)), "weight")]
-        arguments += [self.constant("int64_t" if wide else "int32_t", bias, "bias"), rows, fan_in, x.layout.count]
-        over = f", at {x.layout.count} positions" if x.layout.count > 1 else ""
-        comment = f"S2-S{7 if leaves else 4}: {fan_in} -> {rows}, {bits}-bit weights, |sum| < 2^{bound.bit_length()}{over}"
-        return comment, kind, arguments + finish_arguments
+        packed = self.constant(packed_type(bits), pack(weight, bits, _type(x)), "weight")
+        return kind, [packed, self.constant("int64_t" if wide else "int32_t", bias, "bias"), *weight.shape], after
 
     def _multipliers(self, traits: dict[str, Any], zero: int, m: np.ndarray, shift: np.ndarray) -> list[Any]:
         """m and s of S3; both raised alike where that brings every s to 33 or more: |acc m| < 2^53 leaves room for 2^9."""
@@ -255,52 +275,6 @@ def identifier(name: str, taken: list[str]) -> str:
     word = re.sub(r"\W", "_", name) or "input"
     word = f"in_{word}" if not word[0].isalpha() or word in ("x", "y", "int", "float", "action", "char", "short") else word
     return word if word not in taken else identifier(f"{word}_", taken)
-
-
-def by_dsp(k: dict[str, Any]) -> bool:
-    """Can a linear kernel use the products of two 16-bit pairs?"""
-    return k["w"] in ("w4", "w8") and k["acc"] == "narrow" and k["x"] in ("u8", "i8", "i16")
-
-
-def _bits(weight: np.ndarray) -> int:
-    """2, 4, 8 or 16: the narrowest that holds these codes."""
-    return next(b for b in (2, 4, 8, 16) if weight.min() >= -(1 << (b - 1)) and weight.max() < 1 << (b - 1))
-
-
-def _bound(weight: np.ndarray, bias: np.ndarray, zero: int, limits: tuple[int, int]) -> int:
-    """S2: the largest sum."""
-    return int((np.abs(weight.astype(np.int64)).sum(1) * max(limits[1] - zero, zero - limits[0]) + np.abs(bias)).max())
-
-
-def _reached(weight: np.ndarray, bits: int, bias: np.ndarray, limits: tuple[int, int]) -> int:
-    """The largest that any partial sum of the kernel can be: of codes with their zero point, of weights without their sign."""
-    offset = 1 << (bits - 1) if bits < 8 else 0
-    codes, most = weight.astype(np.int64) + offset, max(limits[1], -limits[0])
-    return int((np.abs(codes).sum(1) * most + offset * weight.shape[1] * most + np.abs(bias)).max())
-
-
-def _packed_type(bits: int) -> str:
-    return {2: "uint8_t", 4: "uint8_t", 8: "int8_t", 16: "int16_t"}[bits]
-
-
-def order_of(bits: int, kind: str) -> list[int]:
-    """Which code of a group each place of its bytes holds, lowest bits first; nibbles lie as dot8 of kernels/dsp.c reads them."""
-    if bits == 4:
-        return [0, 2, 4, 6, 1, 3, 5, 7] if kind == "i16" else [0, 1, 4, 5, 2, 3, 6, 7]
-    return list(range(8 // bits))
-
-
-def _pack(weight: np.ndarray, bits: int, kind: str) -> np.ndarray:
-    """[out, in] codes read beside codes of `kind`; narrow ones without their sign, in groups, a row filled up to whole bytes."""
-    if bits >= 8:
-        return weight.reshape(-1)
-    per, order = 8 // bits, order_of(bits, kind)
-    unsigned = weight.astype(np.int64) + (1 << (bits - 1))
-    whole = weight.shape[1] // len(order) * len(order)
-    groups = unsigned[:, :whole].reshape(len(weight), -1, len(order))[:, :, order].reshape(len(weight), -1)
-    rows = np.concatenate([groups, unsigned[:, whole:]], 1)
-    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % per))).reshape(len(weight), -1, per)
-    return np.bitwise_or.reduce(rows << (bits * np.arange(per)), axis=-1).astype(np.uint8).reshape(-1)
 
 
 def array(values: np.ndarray, width: int = 118) -> str:

@@ -1,0 +1,58 @@
+"""Environments of the tests' own, small enough to learn in seconds. Imported by name: `small_envs:Blind-v0`."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Blind(gym.ObservationWrapper):
+    """CartPole without its velocities: acting well takes memory."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        space = self.env.observation_space
+        self.observation_space = gym.spaces.Box(space.low[::2], space.high[::2])
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[::2]
+
+
+class Catch(gym.Env):
+    """A square falls down a black screen; a paddle at the bottom moves left, stays, or moves right. Reward 1 for a catch.
+
+    Observations are the last `frames` screens, uint8 [frames, size, size], or channels last where `last`.
+    """
+
+    def __init__(self, size: int = 84, frames: int = 4, last: bool = False) -> None:
+        self.size, self.frames, self.last = size, frames, last
+        shape = (size, size, frames) if last else (frames, size, size)
+        self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cells = 12
+        self.row, self.paddle = 0, int(self.np_random.integers(self.cells))
+        self.column = int(self.np_random.integers(self.cells))
+        self.shown = [self._screen()] * self.frames
+        return self._seen(), {}
+
+    def step(self, action):
+        self.paddle = int(np.clip(self.paddle + action - 1, 0, self.cells - 1))
+        self.row += 1
+        self.shown = [*self.shown[1:], self._screen()]
+        done = self.row == self.cells - 1
+        return self._seen(), float(done and abs(self.column - self.paddle) <= 1), done, False, {}
+
+    def _screen(self) -> np.ndarray:
+        screen, cell = np.zeros((self.size, self.size), np.uint8), self.size // self.cells
+        for row, column, grey in ((self.row, self.column, 255), (self.cells - 1, self.paddle, 170)):
+            screen[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = grey
+        return screen
+
+    def _seen(self) -> np.ndarray:
+        return np.stack(self.shown, -1 if self.last else 0)
+
+
+gym.register("Blind-v0", "small_envs:Blind", max_episode_steps=200)
+gym.register("Catch-v0", "small_envs:Catch")
+gym.register("CatchLast-v0", "small_envs:Catch", kwargs={"last": True})
