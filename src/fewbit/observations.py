@@ -40,6 +40,11 @@ def calibration(
     assert env is not None
     seeds = [SEED + seed + k for k in range(EPISODES)]
     _, states = returns.episodes(policy, env, seeds, env_args, STEPS, policy.inputs)
+    return as_feeds(policy, states, env)
+
+
+def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
+    """What `returns.episodes` recorded, by the policy's names, in the dtypes that it takes."""
     feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
     feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
     for name, value in feeds.items():

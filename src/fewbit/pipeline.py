@@ -27,6 +27,7 @@ from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
 from fewbit.observations import calibration
 from fewbit.rl.evidence import judge
+from fewbit.training import Training, train
 
 MIXED = ("int4", "int6", "int8", "int16")
 SEARCH_SEED = 300_000  # away from the evaluation's own seeds
@@ -52,11 +53,13 @@ def quantize(
     budget: int | None = None,
     progress: Progress = _silent,
     trust_torchscript: bool = False,
+    training: Training | None = None,
 ) -> Artifact:
     """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
-    shown, and it is the strongest method. budget: bytes of weights, spent on the layers that need them.
+    shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
+    training: how long "qat" learns, and where it is kept meanwhile.
     """
     scheme = scheme or qdq.Scheme()
     _check(scheme)
@@ -68,26 +71,27 @@ def quantize(
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape, trust_torchscript)
     feeds = calibration(original, env, observations, env_args, seed)
+    how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
         scheme = replace(scheme, weights=widest, method=ladder.BEST if scheme.method == "auto" else scheme.method)
         scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
     if env is None:
-        return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None)
+        return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None, how)
     from fewbit.rl.measure import Baseline, check, measure
 
     check(episodes, keep)
     baseline = Baseline(original.model, env, env_args, seed)
     recipe = {"env": env, "env_args": env_args or {}, "seed": seed}
     if scheme.method != "auto":
-        artifact = _artifact(original, feeds, scheme, recipe)
+        artifact = _artifact(original, feeds, scheme, recipe, how)
         return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress))
     elsewhere = Baseline(original.model, env, env_args, seed + SEARCH_SEED)
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
         return measure(model, baseline if reported else elsewhere, keep, episodes, True, progress, quick=not reported)
 
-    return _climb(original, feeds, scheme, recipe, cost)
+    return _climb(original, feeds, scheme, recipe, cost, how)
 
 
 def _climb(
@@ -96,18 +100,19 @@ def _climb(
     scheme: qdq.Scheme,
     recipe: dict[str, Any] | None,
     cost: Callable[[ir.Model, bool], dict[str, Any]],
+    how: Training,
 ) -> Artifact:
     """The artifact of the rung that the search ships; cost(model, reported) measures where one is chosen, or reported."""
     made: dict[qdq.Scheme, Artifact] = {}
 
     def measured(chosen: qdq.Scheme, reported: bool) -> dict[str, Any]:
         if chosen not in made:
-            made[chosen] = _artifact(original, feeds, chosen, recipe)
+            made[chosen] = _artifact(original, feeds, chosen, recipe, how)
         return cost(made[chosen].model, reported)
 
     head = layers(original.model)[-1].node.name or ""
     best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: measured(s, False), lambda s: measured(s, True))
-    made[best.scheme].record["search"] = [_rung(t) for t in tried]
+    made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
 
 
@@ -144,7 +149,7 @@ def sensitivity(
     for layer in layers(original.model):
         name = layer.node.name or ""
         scheme = qdq.Scheme("int16", "uint16", method=method, layers=((name, weights),))
-        artifact = _artifact(original, feeds, scheme, None)
+        artifact = _artifact(original, feeds, scheme, None, Training())
         artifact.to_bytes()
         tensor = layer.node.outputs[0].name
         local = [r.sqnr_local for r in compare(original.model, artifact.model, feeds) if r.tensor == tensor]
@@ -205,7 +210,7 @@ def search(
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 
-    return _climb(original, feeds, scheme, None, cost)
+    return _climb(original, feeds, scheme, None, cost, Training())
 
 
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
@@ -215,25 +220,39 @@ def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) ->
 
 
 def _artifact(
-    original: sources.Source, feeds: dict[str, np.ndarray], scheme: qdq.Scheme, extra: dict[str, Any] | None
+    original: sources.Source,
+    feeds: dict[str, np.ndarray],
+    scheme: qdq.Scheme,
+    extra: dict[str, Any] | None,
+    how: Training,
 ) -> Artifact:
-    model, moved = build(original.model, feeds, scheme)
     recipe = {"source": original.name, "source_sha256": original.digest} | vars(scheme) | (extra or {})
     recipe["calibration_sha256"] = sources.digest(*(v.tobytes() for v in feeds.values()))
-    record = {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved}
+    record = {"format": 1, "recipe": recipe, "contract": original.contract}
     record |= {"state": list(original.state)} if original.state else {}
+    if scheme.method == "qat":
+        model, record["equalized"], record["training"] = train(original, feeds, scheme, how)
+        recipe["training_steps"] = how.steps
+    else:
+        model, record["equalized"] = build(original.model, feeds, scheme)
     metadata.write(model, record)
     return Artifact(model, record)
 
 
-def _rung(tried: ladder.Tried) -> dict[str, Any]:
+def _rung(tried: ladder.Tried, artifact: Artifact) -> dict[str, Any]:
     """One line of the search for the record."""
 
     def figures(record: dict[str, Any] | None) -> dict[str, Any] | None:
         names = ("kept", "kept_ci95", "verdict", "fidelity_met", "seeds", "packed_bytes")
         return None if record is None else {k: record[k] for k in names}
 
-    return {"tried": tried.what, "chosen_on": figures(tried.chosen), "reported": figures(tried.reported)}
+    seconds = artifact.record.get("training", {}).get("seconds")
+    return {
+        "tried": tried.what,
+        "chosen_on": figures(tried.chosen),
+        "reported": figures(tried.reported),
+        "training_seconds": seconds,
+    }
 
 
 def evaluate(
@@ -262,7 +281,7 @@ def evaluate(
 def _check(scheme: qdq.Scheme) -> None:
     if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
         raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
-    if scheme.method not in ("dynamic", "auto"):
+    if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
     weights = ("int8", "int6", "int4", "int3", "int2", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
     for option, name, allowed in (

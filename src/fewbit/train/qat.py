@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine import reference
-from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Step, Table
+from fewbit.engine.program import (
+    Add,
+    Dequantize,
+    Float,
+    Linear,
+    Lookup,
+    Multiply,
+    Patches,
+    Program,
+    Quantize,
+    Rescale,
+    Step,
+    Table,
+)
 from fewbit.errors import FewbitError
 from fewbit.graph import patches
 from fewbit.numerics import unary
@@ -39,6 +52,9 @@ class Start:
 
 class Layer(torch.nn.Module):
     """weight [out, in] and bias [out], in steps of the scale [out] that each row started with; log_scale [out]."""
+
+    first: torch.Tensor
+    unit: torch.Tensor
 
     def __init__(self, start: Start):
         super().__init__()
@@ -158,7 +174,8 @@ class Trainable(torch.nn.Module):
 def _split(program: Program) -> tuple[list[Step], list[Step]]:
     """(steps that depend on no weight, the others)."""
     trained: set[str] = set()
-    head, body = [], []
+    head: list[Step] = []
+    body: list[Step] = []
     for step in program.steps:
         late = isinstance(step, Linear | Patches) or any(i in trained for i in _reads(step))
         if late and isinstance(step, Float) and step.op not in FLOATS:

@@ -4,21 +4,23 @@ The QDQ file is written first, by graph/qdq and with all its decisions; training
 else. Scales of weights start at the clip that costs the output least (solvers/clip).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from fewbit.engine.lower import lower
-from fewbit.graph import qdq
+from fewbit.engine.program import Linear
+from fewbit.graph import calibrate, qdq
 from fewbit.graph.fold import const
 from fewbit.graph.layers import LAYERS, layers
 from fewbit.graph.quantize import prepare
 from fewbit.numerics.formats import INTEGERS
 from fewbit.train.qat import Layer, Start, Trainable
 
+RAW = ".raw"  # the key of what the last layer makes
 START = "smooth+clip"  # how the file is written before training
 
 
@@ -32,6 +34,11 @@ class Student:
     model: ir.Model
     moved: dict[str, list[int]]
     weights: dict[str, tuple[str, str]]
+
+    @property
+    def raw(self) -> str:
+        """The register of what the last layer makes."""
+        return [s.out for s in self.module.body if isinstance(s, Linear)][-1]
 
     def artifact(self) -> ir.Model:
         """A copy of the QDQ graph with the codes and scales that the module has now."""
@@ -68,7 +75,7 @@ def student(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme
         scale = const(_constants(node, 1)[1])
         assert weight is not None and scale is not None
         starts[name] = Start(weight, np.zeros(len(weight), np.float32) if bias is None else bias, scale, size, fmt)
-        weights[name] = tuple(i.name or "" if i is not None else "" for i in [*inputs[1:], None][:2])
+        weights[name] = (inputs[1].name or "", inputs[2].name or "" if len(inputs) > 2 and inputs[2] is not None else "")  # type: ignore[union-attr]
     return Student(Trainable(lower(model), starts), floats, model, ready.moved, weights)
 
 
@@ -112,5 +119,14 @@ def _set(value: ir.Value, array: np.ndarray) -> None:
     value.const_value = ir.tensor(array, name=value.name)
 
 
-def parameters(module: Trainable) -> list[torch.nn.Parameter]:
-    return list(module.parameters())
+def teacher(original: ir.Model) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """What the float graph wants of observations [n, ...]: its outputs that are numbers, and what its last layer makes."""
+    last = layers(original)[-1].node.outputs[0].name or ""
+    names = [o.name or "" for o in original.graph.outputs if o.dtype == ir.DataType.FLOAT]
+    runner = calibrate.session(calibrate.with_outputs(original, [last]))
+
+    def wanted(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        made = dict(zip([*names, RAW], runner.run([*names, last], feeds), strict=True))
+        return made
+
+    return wanted

@@ -62,8 +62,9 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         y = torch.round(x)
-        ctx.save_for_backward((y >= low) & (y <= high))
-        return y.clamp_(low, high)
+        saturated = y.clamp(low, high)
+        ctx.save_for_backward(y == saturated)
+        return saturated
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
@@ -75,10 +76,10 @@ class _Requantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, acc: torch.Tensor, ratio: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
-        y = torch.round(acc * fixed(ratio, bits))
-        inside = (y >= low) & (y <= high)
-        ctx.save_for_backward(acc, ratio, inside)
-        return y.clamp_(low, high).float()
+        y = (acc * fixed(ratio, bits)).round_()
+        saturated = y.clamp(low, high)
+        ctx.save_for_backward(acc, ratio, y == saturated)
+        return saturated.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
@@ -119,9 +120,9 @@ def round_to(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
 def linear(
     x: Codes, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor, limit: int, out: Reading | None
 ) -> torch.Tensor:
-    """S2-S4, or S7 where out is None. weight float32 [out, in] codes within +-limit, bias float64 [out] codes, scale float32 [out].
+    """S2-S4, or S7 where out is None: float32 [..., out], steps of `out` or floats.
 
-    Steps float32 [..., out] of `out`, or floats.
+    weight float32 [out, in] codes within +-limit; bias float64 [out] codes; scale float32 [out].
     """
     largest = weight.shape[1] * limit * x.reading.reach
     steps, w = (x.steps, weight) if largest < EXACT32 else (x.steps.double(), weight.double())
