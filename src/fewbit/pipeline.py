@@ -100,7 +100,7 @@ def _climb(
     scheme: qdq.Scheme,
     recipe: dict[str, Any] | None,
     cost: Callable[[ir.Model, bool], dict[str, Any]],
-    how: Training,
+    how: Training | None,
 ) -> Artifact:
     """The artifact of the rung that the search ships; cost(model, reported) measures where one is chosen, or reported."""
     made: dict[qdq.Scheme, Artifact] = {}
@@ -111,7 +111,7 @@ def _climb(
         return cost(made[chosen].model, reported)
 
     head = layers(original.model)[-1].node.name or ""
-    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: measured(s, False), lambda s: measured(s, True))
+    best, tried = ladder.climb(ladder.rungs(scheme, head, how is not None), lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
 
@@ -149,7 +149,7 @@ def sensitivity(
     for layer in layers(original.model):
         name = layer.node.name or ""
         scheme = qdq.Scheme("int16", "uint16", method=method, layers=((name, weights),))
-        artifact = _artifact(original, feeds, scheme, None, Training())
+        artifact = _artifact(original, feeds, scheme, None)
         artifact.to_bytes()
         tensor = layer.node.outputs[0].name
         local = [r.sqnr_local for r in compare(original.model, artifact.model, feeds) if r.tensor == tensor]
@@ -192,11 +192,13 @@ def search(
     scheme: qdq.Scheme | None = None,
     normalizer: str | Path | None = None,
     observation_shape: tuple[int, ...] | None = None,
+    training: Training | None = None,
 ) -> Artifact:
     """The smallest artifact that keeps a score of the user's own: climbs as quantize does, without an environment.
 
     measure(policy, seed) -> scores, one or [n] of as many trials, larger is better; seed 1 is where a rung is chosen, 0 where
     it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations: [n, ...].
+    training: how long a rung may train; None: no rung does.
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")
     _check(scheme)
@@ -210,7 +212,7 @@ def search(
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 
-    return _climb(original, feeds, scheme, None, cost, Training())
+    return _climb(original, feeds, scheme, None, cost, training)
 
 
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
@@ -224,15 +226,15 @@ def _artifact(
     feeds: dict[str, np.ndarray],
     scheme: qdq.Scheme,
     extra: dict[str, Any] | None,
-    how: Training,
+    how: Training | None = None,
 ) -> Artifact:
     recipe = {"source": original.name, "source_sha256": original.digest} | vars(scheme) | (extra or {})
     recipe["calibration_sha256"] = sources.digest(*(v.tobytes() for v in feeds.values()))
     record = {"format": 1, "recipe": recipe, "contract": original.contract}
     record |= {"state": list(original.state)} if original.state else {}
     if scheme.method == "qat":
-        model, record["equalized"], record["training"] = train(original, feeds, scheme, how)
-        recipe["training_steps"] = how.steps
+        model, record["equalized"], record["training"] = train(original, feeds, scheme, how or Training())
+        recipe["training_steps"] = (how or Training()).steps
     else:
         model, record["equalized"] = build(original.model, feeds, scheme)
     metadata.write(model, record)

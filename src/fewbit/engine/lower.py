@@ -160,6 +160,7 @@ class _Lowering:
         if (x.scale, x.zero_point, x.format) == (float(scale), zero, fmt):
             return x.register
         m, shift = semantics.multiplier(x.scale / float(scale), semantics.ADD_BOUND)
+        self.readings[out] = (float(scale), zero)
         return self._emit(Rescale(x.register, out, x.zero_point, m, shift, zero, fmt), True)
 
     def _binary(self, node: ir.Node, q: ir.Node) -> str:

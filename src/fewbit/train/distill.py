@@ -8,6 +8,7 @@ Everything is a function of the seed and of the number of steps: a run that was 
 result.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class Plan:
     batch: int = 256
     round: int = 1500
     rate: float = 0.01  # in steps of the quantized weights
-    scale_rate: float = 0.1  # of the rate, for the logarithms of the scales
+    scale_rate: float = 1.0  # of the rate, for the logarithms of the scales
     raw: float = 0.1  # the share of the last layer's own error
     loss: str = "mse"  # or "cross_entropy": of what the last layer makes, against the float network's
     seed: int = 0
@@ -119,7 +120,7 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
 
 
 def _step(run: Run, plan: Plan, k: int) -> None:
-    rate = plan.rate * (1 + np.cos(np.pi * k / plan.steps)) / 2
+    rate = plan.rate * (1 + math.cos(math.pi * k / plan.steps)) / 2
     for group in run.adam.param_groups:
         group["lr"] = rate * group["share"]
     index = torch.randint(_count(run.rows), (plan.batch,), generator=run.generator)
