@@ -1,4 +1,4 @@
-"""Training under quantization: the module's codes are the artifact's, gradients are LSQ's, a killed run ends as if it had not been."""
+"""Training under quantization: the module's codes are the artifact's, gradients are LSQ's, a killed run ends as any other."""
 
 from dataclasses import replace
 

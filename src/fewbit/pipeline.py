@@ -111,7 +111,8 @@ def _climb(
         return cost(made[chosen].model, reported)
 
     head = layers(original.model)[-1].node.name or ""
-    best, tried = ladder.climb(ladder.rungs(scheme, head, how is not None), lambda s: measured(s, False), lambda s: measured(s, True))
+    rungs = ladder.rungs(scheme, head, how is not None)
+    best, tried = ladder.climb(rungs, lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
 

@@ -25,6 +25,7 @@ from fewbit.train.student import RAW, Student
 Feeds = dict[str, np.ndarray]
 Rows = dict[str, torch.Tensor]
 MOST_BYTES = 128 << 20  # of states kept; the oldest go first
+NOTHING = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "best": None}
 EVERY = 100  # steps between reports of progress
 
 
@@ -59,7 +60,7 @@ class Run:
     adam: torch.optim.Adam
     generator: torch.Generator
     rows: Rows
-    done: dict[str, Any] = field(default_factory=lambda: {"step": 0, "seconds": 0.0, "best": None, "rounds": []})
+    done: dict[str, Any] = field(default_factory=lambda: NOTHING | {"rounds": []})
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -73,8 +74,8 @@ def fit(
     resume: Callable[[Run], None] = lambda run: None,
     save: Callable[[Run], None] = lambda run: None,
 ) -> dict[str, Any]:
-    """Train the student in place, from the states `first` on, and leave it at its best round; {"seconds", "steps", "states",
-    "rounds": (step, score) each}. resume and save: see train/checkpoint."""
+    """Train the student in place, from the states `first` on, and leave it at its best round; {"step", "seconds", "cpu_seconds",
+    "best", "states", "rounds": [step, score] each}. resume and save: see train/checkpoint."""
     with one_thread():
         run = begin(student, first, task, plan)
         resume(run)
@@ -102,7 +103,7 @@ def begin(student: Student, first: Feeds, task: Task, plan: Plan) -> Run:
 
 def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int], None]) -> None:
     """One round of steps; then the student is measured, kept if it is the best so far, and acts."""
-    start, step = time.perf_counter(), run.done["step"]
+    start, cpu, step = time.perf_counter(), time.process_time(), run.done["step"]
     for k in range(step, min(step + plan.round, plan.steps)):
         _step(run, plan, k)
         if (k + 1) % EVERY == 0:
@@ -117,6 +118,7 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
     if task.collect is not None and run.done["step"] < plan.steps:
         _add(run, task, task.collect(model, len(run.done["rounds"])))
     run.done["seconds"] += time.perf_counter() - start
+    run.done["cpu_seconds"] += time.process_time() - cpu
 
 
 def _step(run: Run, plan: Plan, k: int) -> None:
