@@ -13,8 +13,8 @@ from fewbit.engine import native, reference
 from fewbit.engine.load import load, quickest
 from fewbit.engine.lower import lower
 from fewbit.graph import metadata
+from fewbit.graph.layers import layers
 from fewbit.graph.qdq import Scheme
-from fewbit.numerics.formats import INTEGERS
 from fewbit.sources import recurrent, torch_module
 from fewbit.train import checkpoint, distill, torch_run
 from fewbit.train.qat import Codes
@@ -154,6 +154,24 @@ def test_training_without_an_environment_beats_every_other_method():
     assert made.record["training"]["step"] == 1500 and made.record["recipe"]["training_steps"] == 1500
 
 
+def test_a_classifier_is_trained_on_its_data_loader():
+    """By cross-entropy against the float network's own preferences, labels unused."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(Linear(6, 32), torch.nn.ReLU(), Linear(32, 5))
+    x = torch.randn(2000, 6)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(2000)), batch_size=100)
+    best, agree = net(x).argmax(1).numpy(), {}
+    for method in ("smooth+gptq", "qat"):
+        how = Training(steps=1000, loss="cross_entropy")
+        made = fewbit.quantize(net, observations=loader, scheme=Scheme("int2", method=method), training=how)
+        agree[method] = (load(made.model)(x.numpy()).argmax(1) == best).mean()
+    assert agree["qat"] > 0.9 and agree["qat"] > agree["smooth+gptq"] + 0.02, agree
+    with pytest.raises(fewbit.FewbitError, match="choose one of mse, cross_entropy"):
+        fewbit.quantize(net, observations=x.numpy(), scheme=Scheme("int2", method="qat"), training=Training(loss="hinge"))
+    with pytest.raises(fewbit.FewbitError, match="--train-steps 0"):
+        fewbit.quantize(net, observations=x.numpy(), scheme=Scheme("int2", method="qat"), training=Training(steps=0))
+
+
 def test_trained_weights_go_back_into_the_float_graph():
     """Under the same names; untouched, they are the same weights."""
     original, feeds = source("relu")
@@ -217,12 +235,13 @@ def test_the_best_round_is_kept():
     assert record["best"] == 3.0 and [s for s, _ in record["rounds"]] == [10, 20, 30]
 
 
-def test_nothing_else_is_trained_by_mistake():
+def test_layers_apart_and_nothing_to_learn_from():
     original, feeds = source("relu")
     with pytest.raises(fewbit.FewbitError, match="nothing to calibrate on"):
         fewbit.quantize(dense(torch.nn.ReLU()), scheme=Scheme("int4", method="qat"))
-    made = student(original.model, feeds, replace(Scheme("int4"), layers=()))
-    assert all(layer.format == INTEGERS["int4"] for layer in made.module.layers.children())
+    head = layers(original.model)[-1].node.name or ""
+    made = student(original.model, feeds, replace(Scheme("int4"), layers=((head, "int8"),)))
+    assert [layer.format.name for layer in made.module.layers.children()] == ["int4", "int4", "int8"]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
-from fewbit.observations import calibration
+from fewbit.observations import Observations, calibration
 from fewbit.rl.evidence import judge
 from fewbit.training import Training, train
 
@@ -42,7 +42,7 @@ def _silent(what: str, done: int, of: int) -> None:
 def quantize(
     source: Any,
     env: str | None = None,
-    observations: str | Path | np.ndarray | None = None,
+    observations: Observations | None = None,
     scheme: qdq.Scheme | None = None,
     normalizer: str | Path | None = None,
     env_args: dict[str, Any] | None = None,
@@ -55,7 +55,7 @@ def quantize(
     trust_torchscript: bool = False,
     training: Training | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations [n, ...]; measured where env is given.
+    """Quantize a source, calibrated in env or on observations ([n, ...], or a data loader); measured where env is given.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
     shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
@@ -75,7 +75,8 @@ def quantize(
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
         scheme = replace(scheme, weights=widest, method=ladder.BEST if scheme.method == "auto" else scheme.method)
-        scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
+        untrained = replace(scheme, method=ladder.BEST) if scheme.method == "qat" else scheme
+        scheme = replace(scheme, layers=fit_budget(original, feeds, untrained, budget))
     if env is None:
         return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None, how)
     from fewbit.rl.measure import Baseline, check, measure

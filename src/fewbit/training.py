@@ -10,17 +10,22 @@ import onnx_ir as ir
 
 from fewbit import sources
 from fewbit.engine.load import quickest
+from fewbit.errors import FewbitError
 from fewbit.graph.qdq import Scheme
 from fewbit.observations import as_feeds
 
 COLLECT_SEED, SELECT_SEED = 400_000, 500_000  # away from those of calibration, search and evaluation
 COLLECT, SELECT, STATES = 5, 10, 5000  # episodes a round that are learned from, and that it is chosen by; most states a round
+LOSSES = ("mse", "cross_entropy")
 HELD_OUT = 10  # without an environment every tenth observation chooses
 
 
 @dataclass(frozen=True)
 class Training:
-    """Where the student acts (env None: it does not), how long it learns, and where it is kept meanwhile."""
+    """Where the student acts (env None: it does not), how long it learns from what, and where it is kept meanwhile.
+
+    loss: "mse" of what the network gives, or "cross_entropy" of its last layer against the float network's softmax.
+    """
 
     env: str | None = None
     env_args: dict[str, Any] | None = None
@@ -38,6 +43,10 @@ def train(
     from fewbit.train import checkpoint, distill
     from fewbit.train.student import student, teacher
 
+    if how.steps < 1:
+        raise FewbitError(f"--train-steps {how.steps}: give at least 1")
+    if how.loss not in LOSSES:
+        raise FewbitError(f"loss {how.loss} is unknown; choose one of {', '.join(LOSSES)}")
     made = student(original.model, feeds, scheme)
     plan = distill.Plan(how.steps, loss=how.loss, seed=how.seed)
     wanted = teacher(original.model)
