@@ -89,6 +89,30 @@ class _Requantize(torch.autograd.Function):
         return (g * ratio.float()).double(), None if by_ratio is None else by_ratio.double(), None, None, None
 
 
+class _Linear(torch.autograd.Function):
+    """S2-S4 in one: what autograd would do step by step, with one copy of the accumulators."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ratio: torch.Tensor, bits: int, to: tuple[int, int]
+    ) -> torch.Tensor:
+        acc = (x @ weight.T).double().add_(bias)
+        y = (acc * fixed(ratio, bits)).round_()
+        saturated = y.clamp(*to)
+        ctx.save_for_backward(x, weight, ratio, acc.float(), y == saturated)
+        return saturated.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, ratio, acc, inside = ctx.saved_tensors
+        g = gradients[0] * inside
+        by_ratio = (g * acc).flatten(0, -2).sum(0).double()
+        g = (g * ratio.float()).to(x.dtype)
+        flat = g.flatten(0, -2)
+        by_x = g @ weight if ctx.needs_input_grad[0] else None
+        return by_x, flat.T @ x.flatten(0, -2), flat.sum(0).double(), by_ratio, None, None
+
+
 class _Lookup(torch.autograd.Function):
     """table[steps - lowest] forward, slope[steps - lowest] backward."""
 
@@ -126,15 +150,14 @@ def linear(
     """
     largest = weight.shape[1] * limit * x.reading.reach
     steps, w = (x.steps, weight) if largest < EXACT32 else (x.steps.double(), weight.double())
-    acc = (steps @ w.T).double() + bias
     rows = scale.double() * x.reading.scale
     if out is None:
-        return acc.float() * rows.float()
+        return ((steps @ w.T).double() + bias).float() * rows.float()
     bits = 22
     if largest + (1 << 30) >= NARROW:
         bound = (weight.detach().double().abs().sum(1) * x.reading.reach + bias.detach().abs()).max()
         bits = min(22, 53 - int(bound.item()).bit_length())
-    return _Requantize.apply(acc, rows / out.scale, bits, out.low, out.high)
+    return _Linear.apply(steps, w, bias, rows / out.scale, bits, (out.low, out.high))
 
 
 def rescale(x: torch.Tensor, ratio: float, out: Reading, bound: int = ADD_BOUND, bits: int = 22) -> torch.Tensor:
