@@ -197,7 +197,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     path = tmp_path / "run.part"
 
     def run(file, die: bool) -> ir.Model:
-        made = student(original.model, feeds, Scheme("int4"))
+        made = student(original.model, feeds, Scheme("int2"))
         task = distill.Task(teacher(original.model), lambda m: 0.0, lambda m, k: {k_: v[k::7] for k_, v in feeds.items()})
         resume, save = checkpoint.functions(file, "this run")
 
@@ -239,6 +239,20 @@ def test_the_best_round_is_kept():
     record = distill.fit(made, feeds, task, distill.Plan(steps=30, round=10))
     assert metadata.to_bytes(made.artifact()) == seen[1] != seen[2]
     assert record["best"] == 3.0 and [s for s, _ in record["rounds"]] == [10, 20, 30]
+
+
+def test_bits_are_lowered_gradually_and_only_what_is_asked_for_is_chosen():
+    original, feeds = source("relu")
+    made, acted = student(original.model, feeds, Scheme("int2")), []
+    task = distill.Task(teacher(original.model), lambda m: 1.0, lambda m, k: acted.append(most(m)) or feeds)
+    record = distill.fit(made, feeds, task, distill.Plan(steps=60, round=10))
+    assert [s is None for _, s in record["rounds"]] == [True] * 4 + [False] * 2
+    assert acted[:2] == [7, 7] and acted[2:4] == [3, 3] and acted[4] == most(made.artifact()) == 1
+
+
+def most(model: ir.Model) -> int:
+    """The largest code of a weight."""
+    return max(int(np.abs(s.weight).max()) for s in lower(model).steps if hasattr(s, "weight"))
 
 
 def test_layers_apart_and_nothing_to_learn_from():

@@ -75,7 +75,7 @@ def fit(
     save: Callable[[Run], None] = lambda run: None,
 ) -> dict[str, Any]:
     """Train the student in place, from the states `first` on, and leave it at its best round; {"step", "seconds", "cpu_seconds",
-    "best", "states", "rounds": [step, score] each}. resume and save: see train/checkpoint."""
+    "best", "states", "rounds": [step, score or None] each}. resume and save: see train/checkpoint."""
     with one_thread():
         run = begin(student, first, task, plan)
         resume(run)
@@ -110,8 +110,9 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
             progress("training", k + 1, plan.steps)
     run.done["step"] = min(step + plan.round, plan.steps)
     model = run.student.artifact()
-    score = task.score(model)
-    if run.done["best"] is None or score >= run.done["best"]:
+    final = not run.student.module.narrow() or _extra_bits(run.done["step"] - 1, plan.steps) == 0
+    score = task.score(model) if final else None
+    if score is not None and (run.done["best"] is None or score >= run.done["best"]):
         run.done["best"] = score
         run.kept.update({k: v.clone() for k, v in run.student.module.state_dict().items()})
     run.done["rounds"].append([run.done["step"], score])
@@ -121,7 +122,16 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
     run.done["cpu_seconds"] += time.process_time() - cpu
 
 
+def _extra_bits(k: int, steps: int) -> int:
+    """2, 1 and 0 in the thirds of the training."""
+    return 2 - 3 * k // steps
+
+
 def _step(run: Run, plan: Plan, k: int) -> None:
+    extra = _extra_bits(k, plan.steps)
+    if k == 0 or extra != _extra_bits(k - 1, plan.steps):
+        for layer in run.student.module.narrow():
+            layer.widen(extra)
     rate = plan.rate * (1 + math.cos(math.pi * k / plan.steps)) / 2
     for group in run.adam.param_groups:
         group["lr"] = rate * group["share"]

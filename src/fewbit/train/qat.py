@@ -7,6 +7,7 @@ scales that graph/qdq chose.
 Every parameter is kept in the step that its row started with, so that one learning rate suits all rows and all layers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from fewbit.train.torch_ops import FLOATS
 from fewbit.train.torch_run import Codes, Reading, torch
 
 SMOOTH = 16  # codes on either side, of a 16-bit function's slope: wider than the steps between its segments
+GRADUAL = 3  # bits up to which lowering them step by step was seen to help
 MOST = 2.0**30  # S2: what a bias may reach
 
 
@@ -55,6 +57,7 @@ class Layer(torch.nn.Module):
 
     first: torch.Tensor
     unit: torch.Tensor
+    most: torch.Tensor
 
     def __init__(self, start: Start):
         super().__init__()
@@ -62,6 +65,7 @@ class Layer(torch.nn.Module):
         rows = torch.tensor(np.ascontiguousarray(start.weight)).flatten(1)
         self.format, self.shape = start.format, start.weight.shape
         self.register_buffer("first", scale)
+        self.register_buffer("most", torch.tensor(start.format.quant_max))
         self.register_buffer("unit", scale.double() * max(start.rms, 1e-30))
         self.weight = torch.nn.Parameter(rows / scale[:, None])
         self.bias = torch.nn.Parameter((torch.tensor(start.bias).double() / self.unit).float())
@@ -72,9 +76,16 @@ class Layer(torch.nn.Module):
         return self.first * torch.exp(self.log_scale)
 
     def codes(self) -> torch.Tensor:
-        """float32 [out, in], integers within +-quant_max, so that negation is exact."""
-        most = self.format.quant_max
+        """float32 [out, in], integers within +-most, so that negation is exact."""
+        most = int(self.most)
         return torch_run.round_to(self.weight * torch.exp(-self.log_scale)[:, None], -most, most)
+
+    def widen(self, bits: int) -> None:
+        """Codes of `bits` more than the format has: the range stays, the steps get finer."""
+        most = (self.format.quant_max + 1 << bits) - 1
+        with torch.no_grad():
+            self.log_scale.add_(math.log(int(self.most) / most))
+            self.most.fill_(most)
 
     def bias_codes(self, scale_input: float) -> torch.Tensor:
         """float64 [out], integers on the accumulator's scale."""
@@ -116,6 +127,10 @@ class Trainable(torch.nn.Module):
             registers[step.out] = self._step(step, registers)
         return registers
 
+    def narrow(self) -> list[Layer]:
+        """The layers that are first trained with more bits than they end with."""
+        return [layer for layer in self.layers.children() if isinstance(layer, Layer) and layer.format.bits <= GRADUAL]
+
     def layer(self, name: str) -> Layer:
         found = self.layers[self.names[name]]
         assert isinstance(found, Layer)
@@ -156,7 +171,7 @@ class Trainable(torch.nn.Module):
 
     def _linear(self, step: Linear, x: Codes, out: Reading | None) -> Any:
         layer = self.layer(step.layer)
-        weight, most = layer.codes(), layer.format.quant_max
+        weight, most = layer.codes(), int(layer.most)
         if _channels_last(self.program, step.x):
             weight = weight.reshape(layer.shape).movedim(1, -1).flatten(1)
         made = torch_run.linear(x, weight, layer.bias_codes(x.reading.scale), layer.scale(), most, out)
