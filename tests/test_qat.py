@@ -247,7 +247,7 @@ def test_bits_are_lowered_gradually_and_only_what_is_asked_for_is_chosen():
     task = distill.Task(teacher(original.model), lambda m: 1.0, lambda m, k: acted.append(most(m)) or feeds)
     record = distill.fit(made, feeds, task, distill.Plan(steps=60, round=10))
     assert [s is None for _, s in record["rounds"]] == [True] * 4 + [False] * 2
-    assert acted[:2] == [7, 7] and acted[2:4] == [3, 3] and acted[4] == most(made.artifact()) == 1
+    assert acted[:2] == [8, 8] and acted[2:4] == [4, 4] and acted[4] == most(made.artifact()) == 2
 
 
 def most(model: ir.Model) -> int:

@@ -37,7 +37,7 @@ from fewbit.train.torch_ops import FLOATS
 from fewbit.train.torch_run import Codes, Reading, torch
 
 SMOOTH = 16  # codes on either side, of a 16-bit function's slope: wider than the steps between its segments
-GRADUAL = 3  # bits up to which lowering them step by step was seen to help
+FEW = 3  # bits up to which it was seen to help that they are lowered step by step, and that the lowest code is used
 MOST = 2.0**30  # S2: what a bias may reach
 
 
@@ -76,9 +76,10 @@ class Layer(torch.nn.Module):
         return self.first * torch.exp(self.log_scale)
 
     def codes(self) -> torch.Tensor:
-        """float32 [out, in], integers within +-most, so that negation is exact."""
+        """float32 [out, in], integers up to most; the negative side has one more where a level counts (as LSQ has)."""
         most = int(self.most)
-        return torch_run.round_to(self.weight * torch.exp(-self.log_scale)[:, None], -most, most)
+        least = -most - 1 if self.format.bits <= FEW else -most
+        return torch_run.round_to(self.weight * torch.exp(-self.log_scale)[:, None], least, most)
 
     def widen(self, bits: int) -> None:
         """Codes of `bits` more than the format has: the range stays, the steps get finer."""
@@ -129,7 +130,7 @@ class Trainable(torch.nn.Module):
 
     def narrow(self) -> list[Layer]:
         """The layers that are first trained with more bits than they end with."""
-        return [layer for layer in self.layers.children() if isinstance(layer, Layer) and layer.format.bits <= GRADUAL]
+        return [layer for layer in self.layers.children() if isinstance(layer, Layer) and layer.format.bits <= FEW]
 
     def layer(self, name: str) -> Layer:
         found = self.layers[self.names[name]]
@@ -171,7 +172,7 @@ class Trainable(torch.nn.Module):
 
     def _linear(self, step: Linear, x: Codes, out: Reading | None) -> Any:
         layer = self.layer(step.layer)
-        weight, most = layer.codes(), int(layer.most)
+        weight, most = layer.codes(), int(layer.most) + 1
         if _channels_last(self.program, step.x):
             weight = weight.reshape(layer.shape).movedim(1, -1).flatten(1)
         made = torch_run.linear(x, weight, layer.bias_codes(x.reading.scale), layer.scale(), most, out)

@@ -96,7 +96,7 @@ def _write(node: ir.Node, layer: Layer) -> None:
     before, after = const(scale), layer.scale().detach().numpy()
     weights, found = const(codes), layer.codes().detach().numpy().astype(layer.format.dtype)
     assert before is not None and weights is not None
-    if int(layer.most) < 8:
+    if layer.most.item() < 8:
         found = found.astype(ml_dtypes.int4)
     unit = scale_input(node)
     _set(codes, found.reshape(layer.shape))

@@ -146,7 +146,7 @@ def linear(
 ) -> torch.Tensor:
     """S2-S4, or S7 where out is None: float32 [..., out], steps of `out` or floats.
 
-    weight float32 [out, in] codes within +-limit; bias float64 [out] codes; scale float32 [out].
+    weight float32 [out, in] codes, at most limit away from 0; bias float64 [out] codes; scale float32 [out].
     """
     largest = weight.shape[1] * limit * x.reading.reach
     steps, w = (x.steps, weight) if largest < EXACT32 else (x.steps.double(), weight.double())
