@@ -13,6 +13,7 @@ import numpy as np
 from fewbit.graph.qdq import Scheme
 
 BEST = "smooth+gptq"
+TRAINED = ("int4", "int3", "int2")  # widths that rounding alone seldom carries
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Tried:
     reported: dict[str, Any] | None = None
 
 
-def rungs(scheme: Scheme, head: str) -> Iterator[tuple[str, Scheme]]:
-    """(what it changes, scheme) from the cheapest on. head: the name of the last layer."""
+def rungs(scheme: Scheme, head: str, train: bool = True) -> Iterator[tuple[str, Scheme]]:
+    """(what it changes, scheme) from the cheapest on. head: the name of the last layer; train: may it take minutes?"""
     start = [scheme.weights] if scheme.weights != "auto" else ["int4", "int6", "int8"]
     for weights in start:
         plain = replace(scheme, weights=weights, method="rtn")
@@ -36,9 +37,13 @@ def rungs(scheme: Scheme, head: str) -> Iterator[tuple[str, Scheme]]:
         yield f"{weights}, columns scaled, GPTQ", best
         if weights != "int8":
             yield f"{weights}, columns scaled, GPTQ, head int8", replace(best, layers=((head, "int8"),))
+        if train and weights in TRAINED and scheme.weights == "auto":
+            yield f"{weights}, trained", replace(plain, method="qat")
     wide = replace(best, activations="uint16")
     yield f"{weights}, columns scaled, GPTQ, hidden activations 16 bits", wide
     yield f"{weights}, the same, head int16", replace(wide, layers=((head, "int16"),))
+    if train and weights in TRAINED:
+        yield f"{weights}, trained", replace(plain, method="qat")
     yield "int16 weights and activations", replace(wide, weights="int16", method="rtn", layers=())
     yield "float16 weights, float32 arithmetic", replace(scheme, weights="float16", method="rtn")
 

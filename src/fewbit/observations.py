@@ -1,5 +1,6 @@
 """What a policy sees: observations (and what it remembered before them) from an environment or a .npy file, for calibration."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fewbit.errors import FewbitError
 from fewbit.numerics.affine import check_finite
 
 EPISODES, STEPS = 5, 5000
+Observations = str | Path | np.ndarray | Iterable[Any]  # a file, an array [n, ...], a data loader
 SEED = 100_000  # away from the evaluation's own seeds
 
 
@@ -22,7 +24,7 @@ def calibration(
     if observations is None and env is None:
         return {}
     if observations is not None:
-        given = observations if isinstance(observations, np.ndarray) else read_observations(Path(observations))
+        given = _given(observations)
         name, shape = next(iter(policy.inputs.items()))
         if policy.states and given.shape[2:] == tuple(shape) and len(given):
             check_finite(given, "observations")
@@ -40,6 +42,11 @@ def calibration(
     assert env is not None
     seeds = [SEED + seed + k for k in range(EPISODES)]
     _, states = returns.episodes(policy, env, seeds, env_args, STEPS, policy.inputs)
+    return as_feeds(policy, states, env)
+
+
+def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
+    """What `returns.episodes` recorded, by the policy's names, in the dtypes that it takes."""
     feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
     feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
     for name, value in feeds.items():
@@ -60,6 +67,16 @@ def _remembered(policy: Policy, name: str, observations: np.ndarray) -> dict[str
         rows.append({name: observations[:, k]} | state)
         state = policy.step(observations[:, k], state)[1]
     return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+
+
+def _given(observations: Observations) -> np.ndarray:
+    """[n, ...]; of a data loader's batches the inputs, which come first."""
+    if isinstance(observations, np.ndarray):
+        return observations
+    if isinstance(observations, str | Path):
+        return read_observations(Path(observations))
+    batches = [np.asarray(b[0] if isinstance(b, tuple | list) else b) for b in observations]
+    return np.concatenate(batches) if batches else np.zeros(0)
 
 
 def read_observations(path: Path) -> np.ndarray:

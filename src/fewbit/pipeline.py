@@ -26,8 +26,9 @@ from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
-from fewbit.observations import calibration
+from fewbit.observations import Observations, calibration
 from fewbit.rl.evidence import judge
+from fewbit.training import Training, train
 
 MIXED = ("int4", "int6", "int8", "int16")
 SEARCH_SEED = 300_000  # away from the evaluation's own seeds
@@ -42,7 +43,7 @@ def _silent(what: str, done: int, of: int) -> None:
 def quantize(
     source: Any,
     env: str | None = None,
-    observations: str | Path | np.ndarray | None = None,
+    observations: Observations | None = None,
     scheme: qdq.Scheme | None = None,
     normalizer: str | Path | None = None,
     env_args: dict[str, Any] | None = None,
@@ -54,12 +55,14 @@ def quantize(
     progress: Progress = _silent,
     trust_torchscript: bool = False,
     state: sources.Declared | None = None,
+    training: Training | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations [n, ...] (a recurrent one's: [episodes, steps, ...]); measured
-    where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, an episode's first or None)}.
+    """Quantize a source, calibrated in env or on observations ([n, ...], a data loader; a recurrent one's: [episodes, steps, ...]);
+    measured where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
-    shown, and it is the strongest method. budget: bytes of weights, spent on the layers that need them.
+    shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
+    training: how long "qat" learns, and where it is kept meanwhile.
     """
     scheme = scheme or qdq.Scheme()
     _check(scheme)
@@ -71,12 +74,14 @@ def quantize(
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
     feeds = calibration(original, env, observations, env_args, seed)
+    how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
         scheme = replace(scheme, weights=widest, method=ladder.BEST if scheme.method == "auto" else scheme.method)
-        scheme = replace(scheme, layers=fit_budget(original, feeds, scheme, budget))
+        untrained = replace(scheme, method=ladder.BEST) if scheme.method == "qat" else scheme
+        scheme = replace(scheme, layers=fit_budget(original, feeds, untrained, budget))
     if env is None:
-        return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None)
+        return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None, how)
     from fewbit.rl.measure import Baseline, check, measure
 
     check(episodes, keep)
@@ -84,14 +89,14 @@ def quantize(
     load = quickest if scheme.target == "any" else targets.loader(scheme.target)
     recipe = {"env": env, "env_args": env_args or {}, "seed": seed}
     if scheme.method != "auto":
-        artifact = _artifact(original, feeds, scheme, recipe)
+        artifact = _artifact(original, feeds, scheme, recipe, how)
         return artifact.with_evidence(measure(artifact.model, baseline, keep, episodes, True, progress, load=load))
     elsewhere = Baseline(original.model, env, env_args, seed + SEARCH_SEED)
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
         return measure(model, baseline if reported else elsewhere, keep, episodes, True, progress, not reported, load)
 
-    return _climb(original, feeds, scheme, recipe, cost)
+    return _climb(original, feeds, scheme, recipe, cost, how)
 
 
 def _climb(
@@ -100,18 +105,20 @@ def _climb(
     scheme: qdq.Scheme,
     recipe: dict[str, Any] | None,
     cost: Callable[[ir.Model, bool], dict[str, Any]],
+    how: Training | None,
 ) -> Artifact:
     """The artifact of the rung that the search ships; cost(model, reported) measures where one is chosen, or reported."""
     made: dict[qdq.Scheme, Artifact] = {}
 
     def measured(chosen: qdq.Scheme, reported: bool) -> dict[str, Any]:
         if chosen not in made:
-            made[chosen] = _artifact(original, feeds, chosen, recipe)
+            made[chosen] = _artifact(original, feeds, chosen, recipe, how)
         return cost(made[chosen].model, reported)
 
     head = layers(original.model)[-1].node.name or ""
-    best, tried = ladder.climb(ladder.rungs(scheme, head), lambda s: measured(s, False), lambda s: measured(s, True))
-    made[best.scheme].record["search"] = [_rung(t) for t in tried]
+    rungs = ladder.rungs(scheme, head, how is not None)
+    best, tried = ladder.climb(rungs, lambda s: measured(s, False), lambda s: measured(s, True))
+    made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
 
 
@@ -201,11 +208,13 @@ def search(
     scheme: qdq.Scheme | None = None,
     normalizer: str | Path | None = None,
     observation_shape: tuple[int, ...] | None = None,
+    training: Training | None = None,
 ) -> Artifact:
     """The smallest artifact that keeps a score of the user's own: climbs as quantize does, without an environment.
 
     measure(policy, seed) -> scores, one or [n] of as many trials, larger is better; seed 1 is where a rung is chosen, 0 where
     it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations: [n, ...].
+    training: how long a rung may train; None: no rung does.
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")
     _check(scheme)
@@ -219,7 +228,7 @@ def search(
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 
-    return _climb(original, feeds, scheme, None, cost)
+    return _climb(original, feeds, scheme, None, cost, training)
 
 
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
@@ -229,13 +238,21 @@ def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) ->
 
 
 def _artifact(
-    original: sources.Source, feeds: dict[str, np.ndarray], scheme: qdq.Scheme, extra: dict[str, Any] | None
+    original: sources.Source,
+    feeds: dict[str, np.ndarray],
+    scheme: qdq.Scheme,
+    extra: dict[str, Any] | None,
+    how: Training | None = None,
 ) -> Artifact:
-    model, moved = build(original.model, feeds, scheme)
     recipe = {"source": original.name, "source_sha256": original.digest} | vars(scheme) | (extra or {})
     recipe["calibration_sha256"] = sources.digest(*(v.tobytes() for v in feeds.values()))
-    record = {"format": 1, "recipe": recipe, "contract": original.contract, "equalized": moved}
+    record = {"format": 1, "recipe": recipe, "contract": original.contract}
     record |= {"state": list(original.state)} if original.state else {}
+    if scheme.method == "qat":
+        model, record["equalized"], record["training"] = train(original, feeds, scheme, how or Training())
+        recipe["training_steps"] = (how or Training()).steps
+    else:
+        model, record["equalized"] = build(original.model, feeds, scheme)
     metadata.write(model, record)
     if scheme.target != "any":
         model = targets.rewrite(model, scheme.target)
@@ -243,14 +260,20 @@ def _artifact(
     return Artifact(model, record)
 
 
-def _rung(tried: ladder.Tried) -> dict[str, Any]:
+def _rung(tried: ladder.Tried, artifact: Artifact) -> dict[str, Any]:
     """One line of the search for the record."""
 
     def figures(record: dict[str, Any] | None) -> dict[str, Any] | None:
         names = ("kept", "kept_ci95", "verdict", "fidelity_met", "seeds", "packed_bytes")
         return None if record is None else {k: record[k] for k in names}
 
-    return {"tried": tried.what, "chosen_on": figures(tried.chosen), "reported": figures(tried.reported)}
+    seconds = artifact.record.get("training", {}).get("seconds")
+    return {
+        "tried": tried.what,
+        "chosen_on": figures(tried.chosen),
+        "reported": figures(tried.reported),
+        "training_seconds": seconds,
+    }
 
 
 def evaluate(
@@ -285,7 +308,9 @@ def evaluate(
 def _check(scheme: qdq.Scheme) -> None:
     if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
         raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
-    if scheme.method not in ("dynamic", "auto"):
+    if scheme.method == "qat" and scheme.target in qdq.SATURATING:
+        raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, which --target {scheme.target} asks for")
+    if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
     weights = ("int8", "int6", "int4", "int3", "int2", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
     for option, name, allowed in (

@@ -18,7 +18,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} episodes"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -35,7 +35,7 @@ class Bar:
 
     def __call__(self, what: str, done: int, of: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=of)
+            self._tasks[what] = self._progress.add_task(what, total=of, unit="steps" if what == "training" else "episodes")
         self._progress.update(self._tasks[what], completed=done, total=of)
 
 
@@ -121,7 +121,9 @@ def show_search(tried: list[dict[str, Any]]) -> None:
         return
     table = Table("tried", "codes", "kept where chosen", "kept where reported", box=None, padding=(0, 2, 0, 0))
     for rung in tried:
-        table.add_row(rung["tried"], f"{rung['chosen_on']['packed_bytes']:,}", _kept(rung["chosen_on"]), _kept(rung["reported"]))
+        seconds = rung.get("training_seconds")
+        what = rung["tried"] + (f" ({seconds:.0f} s)" if seconds else "")
+        table.add_row(what, f"{rung['chosen_on']['packed_bytes']:,}", _kept(rung["chosen_on"]), _kept(rung["reported"]))
     Console().print(table)
 
 

@@ -8,6 +8,7 @@ import typer
 from fewbit.cli import common
 from fewbit.errors import FewbitError
 from fewbit.graph.qdq import Scheme
+from fewbit.training import Training
 
 
 def quantize(
@@ -23,9 +24,10 @@ def quantize(
     ranges: Annotated[str, typer.Option(help="activations: minmax, moving_average, percentile, mse, entropy")] = "minmax",
     method: Annotated[
         str,
-        typer.Option(help="auto: climb until enough is kept; rtn, gptq, adaround, smooth+gptq, awq, clip+gptq, dynamic"),
+        typer.Option(help="auto: climb until enough is kept; rtn, gptq, adaround, smooth+gptq, awq, clip+gptq, dynamic, qat"),
     ] = "auto",
     target: Annotated[str, typer.Option(help="any, or by one runtime's rules: onnxruntime, openvino, tensorrt")] = "any",
+    train_steps: Annotated[int, typer.Option(help="of qat; it goes on where it was killed, if given the same again")] = 30_000,
     keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     budget: Annotated[int | None, typer.Option(help="bytes of weights: int4 to int16 by layer, where they are needed")] = None,
@@ -41,6 +43,7 @@ def quantize(
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
     if not out.parent.is_dir():
         raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    unfinished = out.with_name(f".{out.name}.training.part")
     with common.Bar() as bar:
         artifact = pipeline.quantize(
             source,
@@ -56,8 +59,10 @@ def quantize(
             progress=bar,
             trust_torchscript=trust_torchscript,
             state=common.states(state),
+            training=Training(steps=train_steps, checkpoint=unfinished),
         )
         artifact.save(out)
+        unfinished.unlink(missing_ok=True)
     record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}
     tried = artifact.record.get("search", [])
     if json:

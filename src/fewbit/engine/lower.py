@@ -155,6 +155,7 @@ class _Lowering:
         if name not in self.made:
             rest = tuple(const(i) for i in node.inputs[1:])
             self.made[name] = self._emit(Float(node.op_type, name, (inner.register, *rest), _attributes(node, value.name)), True)
+            self.readings[name] = (inner.scale, inner.zero_point)
         return _Codes(self.made[name], inner.scale, inner.zero_point, inner.format)
 
     def _rescale(self, x: _Codes, q: ir.Node, out: str) -> str:
@@ -163,6 +164,7 @@ class _Lowering:
         if (x.scale, x.zero_point, x.format) == (float(scale), zero, fmt):
             return x.register
         m, shift = semantics.multiplier(x.scale / float(scale), semantics.ADD_BOUND)
+        self.readings[out] = (float(scale), zero)
         return self._emit(Rescale(x.register, out, x.zero_point, m, shift, zero, fmt), True)
 
     def _binary(self, node: ir.Node, q: ir.Node) -> str:
@@ -203,11 +205,13 @@ class _Lowering:
             bias=bias,
             zero_input=x.zero_point,
             bound=bound,
+            layer=gemm.outputs[0].name or "",
         )
         if q is None:
             self._emit(Linear(out=out, exit_scale=rows.astype(np.float32), **shared), integer=True)
             return self._channels_first(out, name, gemm)
         sy, zy = scale_of(q)
+        self.readings[out] = (float(sy.reshape(-1)[0]), zy)
         pairs = [semantics.multiplier(r / float(sy.reshape(-1)[0]), bound) for r in rows]
         m, shift = (np.array(p, np.int64) for p in zip(*pairs, strict=True))
         self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)

@@ -23,7 +23,8 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Linear:
-    """S2-S4: codes x -> codes out, or S7 where format is None: float32(acc) * exit_scale."""
+    """S2-S4: codes x -> codes out, or S7 where format is None: float32(acc) * exit_scale. layer: what its node made in the graph,
+    by which whoever trains it finds its weight again."""
 
     x: str
     out: str
@@ -36,6 +37,7 @@ class Linear:
     zero_point: int = 0
     format: IntFormat | None = None
     exit_scale: np.ndarray | None = None
+    layer: str = ""
 
 
 @dataclass(frozen=True)
