@@ -57,8 +57,8 @@ def quantize(
     state: sources.Declared | None = None,
     training: Training | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations ([n, ...], a data loader; a recurrent one's: [episodes, steps, ...]);
-    measured where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
+    """Quantize a source, calibrated in env or on observations ([n, ...], a data loader; a recurrent one's [episodes, steps,
+    ...]); measured where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
     shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
@@ -309,7 +309,7 @@ def _check(scheme: qdq.Scheme) -> None:
     if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
         raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
     if scheme.method == "qat" and scheme.target in qdq.SATURATING:
-        raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, which --target {scheme.target} asks for")
+        raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
     if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
     weights = ("int8", "int6", "int4", "int3", "int2", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
