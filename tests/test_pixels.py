@@ -11,10 +11,11 @@ from executors import agree
 from stable_baselines3 import DQN, PPO
 
 import fewbit
-from fewbit import sources
+from fewbit import sources, targets
 from fewbit.engine.load import load
 from fewbit.engine.lower import lower
 from fewbit.graph.strip import strip
+from fewbit.targets import tensorrt
 
 SMALL = dict(features_extractor_kwargs=dict(features_dim=64))
 
@@ -101,3 +102,25 @@ def test_channels_last(catcher, artifact, tmp_path):
     artifact.save(tmp_path / "catcher.onnx")
     record = fewbit.evaluate(tmp_path / "catcher.onnx", "small_envs:CatchLast-v0", episodes=20)
     assert record["return_quantized"]["mean"] == artifact.record["evidence"]["return_quantized"]["mean"]
+
+
+@pytest.mark.parametrize("target, kinds", [("onnxruntime", {"QLinearConv", "QGemm"}), ("openvino", {"u8"})])
+def test_other_runtimes_take_every_layer_as_integers(catcher, target, kinds):
+    """The first too: pixels are 8-bit codes already. Their actions are the reference's."""
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    screens = demonstrations(10)[0]
+    made = fewbit.quantize(catcher, observations=screens, scheme=fewbit.Scheme(method="rtn", target=target))
+    runtime = targets.runtime(target)
+    assert {kind for _, kind in runtime.layers(made.model)} == kinds and len(made.record["pairs"]) == 5
+    assert (runtime.load(made.model)(screens) == load(made.model, "reference")(screens)).mean() > 0.98
+
+
+def test_tensorrt_reads_pixels_as_floats(artifact, tmp_path):
+    screens = demonstrations(3)[0]
+    made = tensorrt.rewrite(artifact.model)
+    assert (load(made, "onnxruntime")(screens) == load(artifact.model, "reference")(screens)).mean() > 0.98
+    pytest.importorskip("tensorrt_rtx_bindings")
+    artifact.save(tmp_path / "catch.onnx")
+    layers = targets.export(tmp_path / "catch.onnx", "tensorrt-rtx", tmp_path / "catch.engine")["layers"]
+    assert list(layers.values()) == ["float32"] + ["int8"] * 4

@@ -34,6 +34,9 @@ def rewrite(model: ir.Model) -> ir.Model:
     for node in model.graph:
         if node.op_type in FOREIGN:
             raise FewbitError(f"node {node.name}: TensorRT has no {node.op_type}; quantize with ranges that are known ahead")
+    model = model.clone()
+    for node in [n for n in model.graph if n.op_type == "DequantizeLinear" and n.inputs[0] in model.graph.inputs]:
+        _cast(model.graph, node)
     model = strip(model, above=8)
     graph = model.graph
     for node in graph:
@@ -45,6 +48,21 @@ def rewrite(model: ir.Model) -> ir.Model:
     remove_unused(graph)
     graph.opset_imports[""] = OPSET
     return model
+
+
+def _cast(graph: ir.Graph, dequantize: ir.Node) -> None:
+    """Pixels that are codes already are no codes of TensorRT's: float32((x - zero point) * scale) in float operations."""
+    (scale, zero), out = scale_of(dequantize), dequantize.outputs[0]
+    nodes = [ir.node("Cast", [dequantize.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{out.name}.cast")]
+    for op, array in (("Sub", np.float32(zero)), ("Mul", np.asarray(scale, np.float32))):
+        if op == "Mul" or zero:
+            constant = add_constant(graph, f"{out.name}.{op.lower()}", np.asarray(array))
+            nodes.append(ir.node(op, [nodes[-1].outputs[0], constant], name=f"{out.name}.{op.lower()}"))
+    for node in nodes:
+        node.outputs[0].name = f"{node.name}.out"
+    graph.insert_before(dequantize, nodes)
+    for user, index in list(out.uses()):
+        user.replace_input_with(index, nodes[-1].outputs[0])
 
 
 def _activation(graph: ir.Graph, quantize: ir.Node) -> None:
