@@ -43,15 +43,15 @@ def table(path: Path) -> None:
     """Markdown; of a row that was run twice the later one counts."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by = {(r["agent"], r["weights"], r["method"]): r for r in rows}
-    print("| policy (float return) | weights | codes, bytes | post-training keeps | qat keeps | qat return | CPU seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print("| policy (float return) | weights | codes, bytes | post-training | qat keeps | qat return | steps | CPU seconds |")
+    print("|---|---|---|---|---|---|---|---|")
     for agent, _, weights in sorted(CASES):
         before, after = (by.get((agent, weights, m)) for m in METHODS)
         if before and after:
             back, took = after["return_quantized"], after["training"].get("cpu_seconds", after["cpu_seconds"])
             print(
                 f"| {agent} ({after['return_float']['mean']:.0f}) | {weights} | {after['packed_bytes']:,} | {_kept(before)} "
-                f"| {_kept(after)} | {back['mean']:.0f} ± {back['se']:.0f} | {took:.0f} |"
+                f"| {_kept(after)} | {back['mean']:.0f} ± {back['se']:.0f} | {after['training']['step']} | {took:.0f} |"
             )
 
 
