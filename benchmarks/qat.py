@@ -43,7 +43,7 @@ def table(path: Path) -> None:
     """Markdown; of a row that was run twice the later one counts."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by = {(r["agent"], r["weights"], r["method"]): r for r in rows}
-    print("| policy (float return) | weights | codes, bytes | post-training keeps | qat keeps | qat return | steps | CPU seconds |")
+    print("| policy (float return) | weights | codes, bytes | post-training | qat keeps | qat return | steps | CPU seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for agent, _, weights in sorted(CASES):
         before, after = (by.get((agent, weights, m)) for m in METHODS)
