@@ -79,7 +79,7 @@ class Layer(torch.nn.Module):
         """float32 [out, in], integers up to most; the negative side has one more where a level counts (as LSQ has)."""
         most = int(self.most)
         least = -most - 1 if self.format.bits <= FEW else -most
-        return torch_run.round_to(self.weight * torch.exp(-self.log_scale)[:, None], least, most)
+        return torch_run.weight_codes(self.weight, self.log_scale, least, most)
 
     def widen(self, bits: int) -> None:
         """Codes of `bits` more than the format has: the range stays, the steps get finer."""
