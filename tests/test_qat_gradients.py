@@ -31,11 +31,17 @@ def slope(loss, parameters, ways, step: float) -> float:
     return (found[0] - found[1]) / (2 * step)
 
 
+def between(ctx, steps, table, slope, lowest):
+    """torch_run._Lookup.forward for codes that are not whole."""
+    index = (steps - lowest).floor().long().clamp(0, len(table) - 2)
+    ctx.save_for_backward(index, slope)
+    return table[index] + (table[index + 1] - table[index]) * (steps - lowest - index)
+
+
 @pytest.mark.parametrize("kind", ["weight", "bias", "log_scale"])
-@pytest.mark.parametrize("name, step", [("relu", 1e-3), ("image", 1e-3), ("tanh", 0.03), ("joins", 0.03), ("gru", 0.003)])
-def test_gradients_are_finite_differences_of_the_program_without_rounding(name, step, kind, monkeypatch):
-    """Straight-through gradients are those of the program whose rounding passes everything that rounds to a code of the range;
-    a table is still read at whole codes, so a network that has one is moved by many."""
+@pytest.mark.parametrize("name", ["relu", "image", "tanh", "joins", "gru"])
+def test_gradients_are_finite_differences_of_the_program_without_rounding(name, kind, monkeypatch):
+    """Straight-through gradients are those of the program whose rounding passes everything that rounds to a code of the range."""
     original, feeds = source(name)
     made = student(original.model, feeds, Scheme("int4"))
     rows = distill.rows_of(made, teacher(original.model), {k: v[:64] for k, v in feeds.items()})
@@ -43,6 +49,7 @@ def test_gradients_are_finite_differences_of_the_program_without_rounding(name, 
     monkeypatch.setattr(torch, "round", torch.clone)
     monkeypatch.setattr(torch.Tensor, "round_", lambda x: x)
     monkeypatch.setattr(torch.Tensor, "clamp_", lambda x, low, high: torch.clamp(x, low - 0.5, high + 0.5))
+    monkeypatch.setattr(torch_run._Lookup, "forward", between)
     for layer in made.module.layers.children():
         layer.log_scale.data -= 0.5  # so that many weights saturate: of the others a scale's gradient is that of rounding alone
 
@@ -55,4 +62,4 @@ def test_gradients_are_finite_differences_of_the_program_without_rounding(name, 
     parameters = [p for n, p in made.module.named_parameters() if n.endswith(kind)]
     ways = [p.grad / p.grad.norm() + torch.randn(p.shape, generator=generator) / p.numel() ** 0.5 for p in parameters]
     got = sum(float((p.grad * way).sum()) for p, way in zip(parameters, ways, strict=True))
-    assert np.isclose(got, slope(loss, parameters, ways, step), rtol=0.02)
+    assert np.isclose(got, slope(loss, parameters, ways, 1e-3), rtol=0.02)
