@@ -100,7 +100,7 @@ def source(name: str) -> tuple[sources.Source, dict[str, np.ndarray]]:
     return sources.Source(model, "gru", "", {}, ({"input": "h", "output": "h_out"},)), feeds
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int2", "ternary"])
 @pytest.mark.parametrize("name", [*NETS, "gru"])
 def test_the_artifact_gives_the_modules_codes(name, weights):
     """Every register, after every parameter was shaken; and the engine's actions."""

@@ -78,7 +78,7 @@ class Layer(torch.nn.Module):
     def codes(self) -> torch.Tensor:
         """float32 [out, in], integers up to most; the negative side has one more where a level counts (as LSQ has)."""
         most = int(self.most)
-        least = -most - 1 if self.format.bits <= FEW else -most
+        least = -most - 1 if self.format.bits <= FEW and not self.format.narrow else -most
         return torch_run.weight_codes(self.weight, self.log_scale, least, most)
 
     def widen(self, bits: int) -> None:
@@ -243,6 +243,6 @@ def _gather(steps: torch.Tensor, step: Patches) -> torch.Tensor:
 def _float(step: Float, inputs: list[Any]) -> Any:
     """A float operator; one that only moves values does it with codes."""
     codes = [i for i in inputs if isinstance(i, Codes)]
-    args = [i.steps if isinstance(i, Codes) else torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in inputs]
+    args = [i.steps if isinstance(i, Codes) else torch.tensor(i) if isinstance(i, np.ndarray) else i for i in inputs]
     made = FLOATS[step.op](step.attributes, *args)
     return Codes(made, codes[0].reading) if codes else made
