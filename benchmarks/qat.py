@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fewbit
 from fewbit import sources
-from fewbit.graph.quantize import build
+from fewbit.graph.quantize import quantize as build
 from fewbit.pipeline import calibration
 from fewbit.rl.measure import Baseline, measure
 from fewbit.training import Training, train
