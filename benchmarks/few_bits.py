@@ -1,7 +1,7 @@
 """What fewer bits buy beside their loss: python benchmarks/few_bits.py > benchmarks/results/few_bits.md
 
-Bytes of the codes and microseconds an action of the engine (one thread, all widths in turn, medians), flash and instructions of the C
-on a cortex-m4 (counted in an emulator). Random weights of shapes that policies have: neither depends on training.
+Bytes of the codes and microseconds an action of the engine (one thread, all widths in turn, medians), flash and instructions of
+the C on a cortex-m4 (counted in an emulator). Random weights of shapes that policies have: neither depends on training.
 """
 
 import statistics
@@ -51,7 +51,8 @@ def rows(name: str, sizes: list[int], folder: Path) -> None:
 
 
 def main() -> None:
-    print(f"{__doc__.splitlines()[0]}\n\nEngine: {_native.available()[0]}. Medians of {ROUNDS} rounds of {CALLS} calls from Python.\n")
+    print(f"{__doc__.splitlines()[0]}\n")
+    print(f"Engine: {_native.available()[0]}. Medians of {ROUNDS} rounds of {CALLS} calls from Python.\n")
     print("| network | weights | codes, bytes | engine, us | C on cortex-m4: flash, bytes | instructions an action |")
     print("|---|---|---|---|---|---|")
     for name, sizes in SIZES.items():

@@ -3,8 +3,8 @@
     python benchmarks/qat.py ZOO ROBOTS -o benchmarks/results/qat.jsonl [--only sac/HalfCheetah-v3] [--weights int4 int2]
     python benchmarks/qat.py --table benchmarks/results/qat.jsonl > benchmarks/results/qat.md
 
-8-bit hidden activations, 16-bit observations, everything through the integer artifact. Trained and chosen on other seeds than those
-reported (from 0 on). What is in the file already is not run again.
+8-bit hidden activations, 16-bit observations, everything through the integer artifact. Trained and chosen on other seeds than
+those reported (from 0 on). What is in the file already is not run again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ EASIER = {("sac/Walker2d-v3", "int4"): 0.95, ("dqn/LunarLander-v2", "int4"): 0.9
 SEEDS = 3
 APART = 1000  # between training seeds, so that no state is met twice
 POST = "smooth+gptq"
-FIGURES = ("kept", "kept_ci95", "verdict", "fidelity_met", "return_float", "return_quantized", "packed_bytes", "latency_us", "seeds")
+FIGURES = ("kept", "kept_ci95", "verdict", "fidelity_met", "return_float", "return_quantized", "packed_bytes", "seeds")
 
 
 def asked(agent: str, weights: str) -> float:
@@ -60,7 +60,7 @@ def row(agent: str, weights: str, seed: int | None, source: sources.Source, base
 def table(path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by = {(r["agent"], r["weights"], r["seed"]): r for r in rows}
-    print("| policy (float return) | weights | codes, bytes | asked | post-training | qat, training seeds 0, 1, 2 | CPU seconds each |")
+    print("| policy (float return) | weights | codes, bytes | asked | post-training | qat, training seeds 0, 1, 2 | CPU seconds |")
     print("|---|---|---|---|---|---|---|")
     for agent in ENVS:
         for weights in ASKED:
