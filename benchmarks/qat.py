@@ -60,7 +60,7 @@ def row(agent: str, weights: str, seed: int | None, source: sources.Source, base
 def table(path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by = {(r["agent"], r["weights"], r["seed"]): r for r in rows}
-    print("| policy (float return) | weights | codes, bytes | asked | post-training | qat, training seeds 0, 1, 2 | CPU seconds |")
+    print("| policy (float return) | weights | codes, bytes | asked | post-training | qat, seeds 0, 1, 2 | CPU seconds |")
     print("|---|---|---|---|---|---|---|")
     for agent in ENVS:
         for weights in ASKED:
