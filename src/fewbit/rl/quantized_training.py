@@ -1,0 +1,113 @@
+"""Quantization-aware training inside reinforcement learning: a Stable-Baselines3 callback.
+
+    model = PPO("MlpPolicy", "CartPole-v1")
+    model.learn(100_000, callback=fewbit.rl.QuantizedTraining("int4"))
+    artifact = fewbit.quantize(model, env="CartPole-v1", scheme=fewbit.Scheme("int4"))      # exactly the codes that were trained
+
+The policy acts, and is improved, with the weights that it will have: those of every layer that the quantized graph will have.
+Critics stay in float. How: rl/grids. Measured: docs/qat.md.
+"""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from fewbit.errors import FewbitError, MissingExtra
+from fewbit.graph.fold import const
+from fewbit.graph.layers import layers
+from fewbit.numerics.formats import INTEGERS
+from fewbit.rl.grids import GridStep
+from fewbit.sources import sb3
+
+try:
+    import torch
+    from stable_baselines3.common.callbacks import BaseCallback
+except ImportError as e:
+    raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
+
+FORMATS = ("int8", "int6", "int4", "int3", "int2")
+Optimizer = torch.optim.Optimizer
+Weights = dict[Optimizer, dict[str, torch.nn.Parameter]]
+
+
+class QuantizedTraining(BaseCallback):
+    """Keeps the acting policy's weights on grids of a format while learn() runs, and leaves them there.
+
+    weights  int8, int6, int4, int3 or int2 (-1, 0, 1 times a scale); one scale an output channel, of least squared error
+    delay    share of learn()'s steps that pass in float before (0 to below 1)
+
+    What model.save writes, at any time after the delay, is an ordinary zip whose weights lie on their grids, and which this
+    callback goes on from. FewbitError before the first step where the policy cannot be trained so.
+    """
+
+    def __init__(self, weights: str = "int4", delay: float = 0.0, verbose: int = 0):
+        super().__init__(verbose)
+        if weights not in FORMATS:
+            raise FewbitError(f"weights {weights} cannot be trained on; choose one of {', '.join(FORMATS)}")
+        if not 0 <= delay < 1:
+            raise FewbitError(f"delay {delay} is a share of the steps; give 0 or more, less than 1")
+        self.format, self.delay = INTEGERS[weights], delay
+        self._found: Weights = {}
+        self._steps: list[GridStep] = []
+
+    def _init_callback(self) -> None:
+        self._found = acting_weights(self.model)
+
+    def _on_training_start(self) -> None:
+        self._release()  # of a learn() that was interrupted
+        self._begin()
+
+    def _on_rollout_start(self) -> None:
+        self._begin()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._release()
+
+    def _begin(self) -> None:
+        started = self.model.num_timesteps >= self.delay * self.model._total_timesteps
+        if started and not self._steps:
+            self._steps = [GridStep(o, named, self.format) for o, named in self._found.items()]
+
+    def _release(self) -> None:
+        for step in self._steps:
+            step.remove()
+        self._steps = []
+
+
+def acting_weights(model: Any) -> Weights:
+    """By optimizer and name: the weights of a Stable-Baselines3 model that its quantized graph will have as layers."""
+    policy, name = model.policy, type(model).__name__
+    trained: dict[str, tuple[torch.nn.Parameter, list[Optimizer]]] = {}
+    optimizers = [o for m in policy.modules() for o in vars(m).values() if isinstance(o, Optimizer)]
+    for key, parameter in policy.named_parameters():
+        holders = [o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"])]
+        if holders and parameter.requires_grad:
+            trained[key] = (parameter, holders)
+    found: Weights = {}
+    for layer in layers(_graph(policy)):
+        weight = const(layer.node.inputs[1])
+        assert weight is not None
+        held = torch.from_numpy(weight.copy())
+        same = [k for k, (p, _) in trained.items() if p.shape == held.shape and torch.equal(p.detach().cpu(), held)]
+        if len(same) != 1:
+            raise FewbitError(
+                f"{name}: layer {layer.node.name} {list(weight.shape)} of its quantized graph is not one weight that an "
+                "optimizer trains (but several in one, or one scaled by a normalisation); train in float, then --method qat"
+            )
+        parameter, holders = trained[same[0]]
+        for optimizer in holders:
+            found.setdefault(optimizer, {})[same[0]] = parameter
+    return found
+
+
+def _graph(policy: Any) -> ir.Model:
+    """What the policy is as a float graph; exported on the CPU, wherever it is trained."""
+    device, training = policy.device, policy.training
+    try:
+        return sb3.capture(policy.cpu(), None, type(policy).__name__, "").model
+    finally:
+        policy.to(device)
+        policy.set_training_mode(training)
