@@ -1,0 +1,128 @@
+"""What training under quantization from the start buys in reinforcement learning, beside quantizing what was trained in float.
+
+    python benchmarks/qat_rl.py -o benchmarks/results/qat_rl.jsonl [--only sac/Pendulum-v1] [--seeds 0] [--weights int2]
+    python benchmarks/qat_rl.py --table benchmarks/results/qat_rl.jsonl > benchmarks/results/qat_rl.md
+
+Every return is that of the integer artifact (or of the float policy), mean of 50 episodes on seeds that no training saw, the same
+for all. Float and quantized runs have the same algorithm, settings, steps and seed; calibration is on the training's own states.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO, SAC
+
+import fewbit
+from fewbit.engine.load import load, quickest
+from fewbit.rl import returns
+from fewbit.sources import load as source
+
+SMALL = {"net_arch": [64, 64]}
+CASES: dict[str, tuple[type, str, int, dict[str, Any]]] = {
+    "ppo/CartPole-v1": (PPO, "CartPole-v1", 30_000, {"n_steps": 1024, "n_epochs": 6, "learning_rate": 1e-3}),
+    "sac/Pendulum-v1": (SAC, "Pendulum-v1", 6_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
+    "sac/InvertedDoublePendulum-v5": (SAC, "InvertedDoublePendulum-v5", 10_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
+}
+WEIGHTS, AFTERWARDS = ("int4", "int2"), ("rtn", "smooth+gptq")
+EPISODES, FIRST = 50, 700_000
+
+
+def trained(name: str, seed: int, callback: Any = None) -> tuple[Any, float]:
+    """(model, CPU seconds of learn())."""
+    algorithm, env, steps, settings = CASES[name]
+    model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
+    start = time.process_time()
+    model.learn(steps, callback=callback)
+    return model, time.process_time() - start
+
+
+def states(model: Any) -> np.ndarray:
+    """What it saw: the last rollout, or the replay buffer."""
+    held = getattr(model, "replay_buffer", None)
+    seen = held.observations[: held.size()] if held is not None else model.rollout_buffer.observations
+    return np.asarray(seen, np.float32).reshape(-1, *model.observation_space.shape)[-4000:]
+
+
+def score(policy: Any, env: str) -> float:
+    return float(returns.episodes(policy, env, range(FIRST, FIRST + EPISODES), None, 0, policy.inputs)[0].mean())
+
+
+def artifact(model: Any, weights: str, method: str, env: str) -> float:
+    made = fewbit.quantize(model, observations=states(model), scheme=fewbit.Scheme(weights, method=method))
+    return score(quickest(made.model), env)
+
+
+def rows(name: str, seed: int, weights: list[str], delay: float) -> Any:
+    """One dict a run, as they come."""
+    env = CASES[name][1]
+    model, seconds = trained(name, seed)
+    afterwards = {f"{w} {m}": artifact(model, w, m, env) for w in weights for m in AFTERWARDS}
+    floats = score(load(source(model).model, "onnxruntime"), env)
+    yield {"case": name, "seed": seed, "trained": "float", "seconds": seconds, "float": floats} | afterwards
+    for w in weights:
+        model, seconds = trained(name, seed, fewbit.rl.QuantizedTraining(w, delay=delay))
+        # "weights_alone": before activations and observations are quantized too, so what fake-quantizing these could win.
+        alone = score(load(source(model).model, "onnxruntime"), env)
+        found = {"seconds": seconds, "return": artifact(model, w, "rtn", env), "weights_alone": alone, "delay": delay}
+        yield {"case": name, "seed": seed, "trained": w} | found
+
+
+def table(path: Path) -> None:
+    every = [json.loads(line) for line in path.read_text().splitlines()]
+    print(HEAD)
+    for name in dict.fromkeys(r["case"] for r in every):
+        own = [r for r in every if r["case"] == name]
+        floats = [r for r in own if r["trained"] == "float"]
+        for w in WEIGHTS:
+            quantized = [r for r in own if r["trained"] == w]
+            if quantized:
+                cells = [[r["float"] for r in floats], *([r[f"{w} {m}"] for r in floats] for m in AFTERWARDS)]
+                cells += [[r["return"] for r in quantized], [r["weights_alone"] for r in quantized]]
+                cost = statistics.mean(r["seconds"] for r in quantized) / statistics.mean(r["seconds"] for r in floats)
+                print(f"| {name} | {w} | {' | '.join(_cell(c) for c in cells)} | {cost:.2f} |")
+
+
+def _cell(found: list[float]) -> str:
+    return f"{statistics.mean(found):.0f} ({', '.join(f'{v:.0f}' for v in found)})"
+
+
+STEPS = ", ".join(f"{name} {case[2]}" for name, case in CASES.items())
+HEAD = f"""\
+Mean return of {EPISODES} episodes: mean of the seeds (each seed). Steps: {STEPS}.
+Quantized ones: `fewbit.rl.QuantizedTraining(weights)`, then `--method rtn`; hidden activations have 8 bits, observations 16.
+"Weights alone": the float network with the weights that were trained on the grid. Time: CPU seconds of learn() over those of the
+float run. Script: `benchmarks/qat_rl.py`.
+
+| | weights | float | float, then rtn | float, then smooth+gptq | trained quantized | weights alone | time |
+|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--weights", nargs="*", default=list(WEIGHTS))
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--table", type=Path)
+    a = parser.parse_args()
+    if a.table:
+        table(a.table)
+        return
+    torch.set_num_threads(1)
+    for name in a.only:
+        for seed in a.seeds:
+            for record in rows(name, seed, a.weights, a.delay):
+                print(record, flush=True)
+                with a.o.open("a") as out:
+                    out.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
