@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewbit.errors import FewbitError, MissingExtra
-from fewbit.numerics.affine import TINY
 from fewbit.numerics.formats import IntFormat
 
 try:
@@ -26,6 +25,7 @@ except ImportError:
 
 Tensor = torch.Tensor
 SIGNIFICANT = 16  # bits of a scale: 8 more for the code are what float32 has
+LEAST = 2.0**-100  # a row whose scale is smaller stands for zeros
 SHARES = torch.linspace(0.2, 1.0, 33)  # of the scale that reaches the largest weight, where the first scale is looked for
 
 
@@ -38,7 +38,7 @@ def first_scale(latent: Tensor, fmt: IntFormat) -> Tensor:
     """float32 [out]: the scale of least squared error among SHARES, then `next_scale` of it."""
     flat = latent.flatten(1)
     full = flat.abs().amax(1) / fmt.quant_max
-    full = torch.where(full >= float(TINY), full, torch.ones_like(full))
+    full = torch.where(full >= LEAST, full, torch.ones_like(full))
     tried = torch.stack([full * share for share in SHARES.tolist()])
     errors = torch.stack([(flat - nearest(flat, s, fmt) * s[:, None]).square().sum(1) for s in tried])
     return next_scale(latent, tried.gather(0, errors.argmin(0, keepdim=True))[0], fmt)
@@ -53,7 +53,7 @@ def next_scale(latent: Tensor, scale: Tensor, fmt: IntFormat) -> Tensor:
     fitted = (flat * codes).sum(1) / codes.square().sum(1)
     largest = flat.abs().amax(1)
     fitted = torch.minimum(torch.where(fitted > 0, fitted, scale), largest / (fmt.quant_max - 0.49))
-    fraction, exponent = torch.frexp(torch.where(largest / fmt.quant_max >= float(TINY), fitted, torch.ones_like(fitted)))
+    fraction, exponent = torch.frexp(torch.where(largest / fmt.quant_max >= LEAST, fitted, torch.ones_like(fitted)))
     return torch.ldexp(torch.round(fraction * 2**SIGNIFICANT), exponent - SIGNIFICANT)
 
 
@@ -128,14 +128,15 @@ class GridStep:
 @contextmanager
 def _undivided() -> Iterator[None]:
     """Ctrl-C waits for the end of the block: half of the weights on grids, half of them not, is a state nobody wants to save."""
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield  # KeyboardInterrupt is raised in the main thread alone
         return
-    waiting: list[tuple[Any, ...]] = []
-    before = signal.signal(signal.SIGINT, lambda *args: waiting.append(args))
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if waiting and callable(before):
-            before(*waiting[0])
+        if waiting:
+            signal.raise_signal(signal.SIGINT)

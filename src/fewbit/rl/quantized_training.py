@@ -60,6 +60,9 @@ class QuantizedTraining(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._begin()
 
+    def _on_rollout_end(self) -> None:  # what is learned last is learned quantized, however long a rollout is
+        self._begin()
+
     def _on_step(self) -> bool:
         return True
 
@@ -67,7 +70,8 @@ class QuantizedTraining(BaseCallback):
         self._release()
 
     def _begin(self) -> None:
-        started = self.model.num_timesteps >= self.delay * self.model._total_timesteps
+        first = self.model._num_timesteps_at_start
+        started = self.model.num_timesteps - first >= self.delay * (self.model._total_timesteps - first)
         if started and not self._steps:
             self._steps = [GridStep(o, named, self.format) for o, named in self._found.items()]
 
