@@ -28,8 +28,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "float16, scaled": {"format": "float16"},
     "bfloat16": {"format": "bfloat16"},
 }
-WIDTH, CONTEXT, BATCH, TOKENS, STEPS = 48, 32, 16, 524288, 200
-WORST, SAC_STEPS, WINDOW = 3255.0, 3000, 100
+WIDTH, CONTEXT, BATCH, TOKENS, STEPS = 48, 32, 16, 524288, 120
+WORST, SAC_STEPS, WINDOW = 3255.0, 1600, 100
 MixedPrecision = fewbit.amp.MixedPrecision
 Run = tuple[list[float], MixedPrecision, str]  # the loss of every step, what it counted, what else there is to say
 
@@ -129,7 +129,7 @@ def least(values: tuple[torch.Tensor, ...]) -> torch.Tensor:
 def sac(seed: int, options: dict[str, Any]) -> Run:
     env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda r: r / WORST)
     policy = {"net_arch": [32, 32], "optimizer_kwargs": {"eps": 1e-15}}
-    settings = {"learning_rate": 1e-3, "batch_size": 128, "ent_coef": f"auto_{1 / WORST}", "learning_starts": 200}
+    settings = {"learning_rate": 1e-3, "batch_size": 128, "ent_coef": f"auto_{1 / WORST}", "learning_starts": 100}
     model = MixedSAC("MlpPolicy", env, seed=seed, policy_kwargs=policy, device="cpu", **settings)
     model.mixed(options)
     model.learn(SAC_STEPS)

@@ -25,8 +25,8 @@ from fewbit.sources import load as source
 
 SMALL = {"net_arch": [64, 64]}
 CASES: dict[str, tuple[type, str, int, dict[str, Any]]] = {
-    "ppo/CartPole-v1": (PPO, "CartPole-v1", 30_000, {"n_steps": 1024, "n_epochs": 6, "learning_rate": 1e-3}),
-    "sac/Pendulum-v1": (SAC, "Pendulum-v1", 6_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
+    "ppo/CartPole-v1": (PPO, "CartPole-v1", 20_000, {"n_steps": 1024, "n_epochs": 6, "learning_rate": 1e-3}),
+    "sac/Pendulum-v1": (SAC, "Pendulum-v1", 5_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
     "sac/InvertedDoublePendulum-v5": (SAC, "InvertedDoublePendulum-v5", 10_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
 }
 WEIGHTS, AFTERWARDS = ("int4", "int2"), ("rtn", "smooth+gptq")
