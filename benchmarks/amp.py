@@ -149,7 +149,7 @@ LEARNING = f"""\
   that an episode can have, {amp_learning.WORST:g}. The square of that is in the critics' loss and in its gradients: 1e-9 for an
   error of one.
 
-"From float32's curve": mean absolute difference of log2 of the loss, smoothed, from float32's run of the same seed. "Underflowed":
+"From float32's curve": mean absolute difference of log2 of the loss, smoothed, from float32's run of that seed. "Underflowed":
 of the gradients in the sampled steps of seed 0, those of layers' outputs, and those of weights."""
 
 
