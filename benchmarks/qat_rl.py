@@ -1,6 +1,6 @@
 """What training under quantization from the start buys in reinforcement learning, beside quantizing what was trained in float.
 
-    python benchmarks/qat_rl.py -o benchmarks/results/qat_rl.jsonl [--only sac/Pendulum-v1] [--seeds 0] [--weights int2]
+    python benchmarks/qat_rl.py -o benchmarks/results/qat_rl.jsonl [--only sac/Pendulum-v1] [--seeds 0] [--train int2]
     python benchmarks/qat_rl.py --table benchmarks/results/qat_rl.jsonl > benchmarks/results/qat_rl.md
 
 Every return is that of the integer artifact (or of the float policy), mean of 50 episodes on seeds that no training saw, the same
@@ -58,18 +58,18 @@ def artifact(model: Any, weights: str, method: str, env: str) -> float:
     return score(quickest(made.model), env)
 
 
-def rows(name: str, seed: int, weights: list[str], delay: float) -> Any:
+def rows(name: str, seed: int, formats: list[str]) -> Any:
     """One dict a run, as they come."""
     env = CASES[name][1]
     model, seconds = trained(name, seed)
-    afterwards = {f"{w} {m}": artifact(model, w, m, env) for w in weights for m in AFTERWARDS}
+    afterwards = {f"{w} {m}": artifact(model, w, m, env) for w in WEIGHTS for m in AFTERWARDS}
     floats = score(load(source(model).model, "onnxruntime"), env)
     yield {"case": name, "seed": seed, "trained": "float", "seconds": seconds, "float": floats} | afterwards
-    for w in weights:
-        model, seconds = trained(name, seed, fewbit.rl.QuantizedTraining(w, delay=delay))
+    for w in formats:
+        model, seconds = trained(name, seed, fewbit.rl.QuantizedTraining(w))
         # "weights_alone": before activations and observations are quantized too, so what fake-quantizing these could win.
         alone = score(load(source(model).model, "onnxruntime"), env)
-        found = {"seconds": seconds, "return": artifact(model, w, "rtn", env), "weights_alone": alone, "delay": delay}
+        found = {"seconds": seconds, "return": artifact(model, w, "rtn", env), "weights_alone": alone}
         yield {"case": name, "seed": seed, "trained": w} | found
 
 
@@ -108,8 +108,7 @@ def main() -> None:
     parser.add_argument("-o", type=Path)
     parser.add_argument("--only", nargs="*", default=list(CASES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--weights", nargs="*", default=list(WEIGHTS))
-    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--train", nargs="*", default=list(WEIGHTS))
     parser.add_argument("--table", type=Path)
     a = parser.parse_args()
     if a.table:
@@ -118,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in a.only:
         for seed in a.seeds:
-            for record in rows(name, seed, a.weights, a.delay):
+            for record in rows(name, seed, a.train):
                 print(record, flush=True)
                 with a.o.open("a") as out:
                     out.write(json.dumps(record) + "\n")

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -122,6 +122,18 @@ def test_a_normaliser_and_dictionaries_and_images(tmp_path):
     assert kinds == {2, 4}
 
 
+def test_an_lstm_whose_two_weights_are_one_layer(tmp_path):
+    kwargs = {"lstm_hidden_size": 8, "net_arch": [8], "enable_critic_lstm": False, "shared_lstm": True}
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", seed=0, n_steps=64, policy_kwargs=kwargs)
+    model.learn(128, callback=QuantizedTraining("int4"))
+    lstm = model.policy.lstm_actor
+    both = torch.cat([lstm.weight_ih_l0, lstm.weight_hh_l0], 1).detach().double()
+    made = fewbit.quantize(model, observations=np.zeros((4, 16, 4), np.float32), scheme=fewbit.Scheme("int4"))
+    codes, scale = read(made)[0]
+    assert on_grid(both, 4) and np.array_equal(codes * scale.astype(np.float64)[:, None], both.numpy())
+    assert {np.abs(c).max() for c, _ in read(made)} == {7} and len(read(made)) == 3
+
+
 def test_targets_follow_what_acts():
     """polyak_update walks parameters by their order: DQN's target is what acted, TD3's a mean of it."""
     model, watching = make(DQN, "CartPole-v1", target_update_interval=10), Watching()
@@ -144,7 +156,7 @@ def test_the_step_is_the_optimizers_on_latents():
     shadow = torch.nn.Parameter(weight.detach().clone())
     gradients, settings = torch.randn(20, 5, 7), {"lr": 0.05, "weight_decay": 0.1}
     mine, plain = torch.optim.AdamW([weight], **settings), torch.optim.AdamW([shadow], **settings)
-    grids.GridStep(mine, {"w": weight}, INTEGERS["int3"])
+    grids.GridStep(mine, {"w": [weight]}, INTEGERS["int3"])
     for gradient in gradients:
         weight.grad, shadow.grad = gradient.clone(), gradient.clone()
         mine.step()
@@ -262,9 +274,9 @@ def test_an_optimizer_that_fails_leaves_all_weights_on_their_grids():
 @pytest.mark.parametrize(
     "build, said",
     [
-        (lambda: QRDQN("MlpPolicy", "CartPole-v1"), "QRDQN: layer .* not one weight"),
-        (lambda: RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=64), "RecurrentPPO: layer .* not one weight"),
-        (lambda: ARS("LinearPolicy", "CartPole-v1", n_delta=2), "ARS: layer .* not one weight"),
+        (lambda: QRDQN("MlpPolicy", "CartPole-v1"), "QRDQN: layer .* is no weight"),
+        (lambda: CrossQ("MlpPolicy", "Pendulum-v1"), "CrossQ: layer .* is no weight"),
+        (lambda: ARS("LinearPolicy", "CartPole-v1", n_delta=2), "ARS: layer .* is no weight"),
         (lambda: TRPO("MlpPolicy", "Pendulum-v1", n_steps=64), "changed outside its optimizer"),
     ],
 )

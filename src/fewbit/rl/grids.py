@@ -11,7 +11,7 @@ code is quant_max. So rounding to nearest (solvers/rtn), which puts a row's larg
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,38 +64,40 @@ def _rows(scale: Tensor, like: Tensor) -> Tensor:
 class GridStep:
     """Stands in for optimizer.step: latents in, the plain step, latents out, weights back onto their grids.
 
-    named: the weights of this optimizer that are quantized, by name. A latent that the optimizer's state holds already (a
-    loaded checkpoint, a second learn()) is gone on from if it belongs to the weight as it is now.
+    layers: by name, the parameters [out, ...] of this optimizer that are one layer's weight, side by side: a row's scale is
+    theirs together. Latents that the optimizer's state holds already (a loaded checkpoint, a second learn()) are gone on from
+    where they belong to the weights as they are now.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter], fmt: IntFormat):
+    def __init__(self, optimizer: torch.optim.Optimizer, layers: dict[str, list[torch.nn.Parameter]], fmt: IntFormat):
         before = vars(optimizer).get("step")
         if isinstance(before, GridStep):  # of a learn() that was interrupted
             before.remove()
-        self.optimizer, self.named, self.format = optimizer, named, fmt
+        self.optimizer, self.layers, self.format = optimizer, layers, fmt
         self.shadowed, self.plain = vars(optimizer).get("step"), optimizer.step
-        self.placed: dict[str, Tensor] = {}  # the weights as they were put down
+        self.placed: dict[str, list[Tensor]] = {}  # the weights as they were put down
         with torch.no_grad():
-            for name, weight in named.items():
-                self._resume(name, weight)
+            for name in layers:
+                self._start(name)
         optimizer.step = self  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for name, weight in self.named.items():
-            if not torch.equal(weight, self.placed[name]):
+        for name, parts in self.layers.items():
+            if not _equal(parts, self.placed[name]):
                 raise FewbitError(f"weight {name} was changed outside its optimizer; it cannot be trained on a grid so")
         lifted: dict[str, Tensor] = {}
         with _undivided():
             try:
-                for name, weight in self.named.items():
-                    weight.data.copy_(self._state(weight).pop("latent"))
-                    lifted[name] = self._state(weight).pop("scale")  # Adam takes a state that holds anything for its own
+                for name, parts in self.layers.items():
+                    for weight in parts:  # popped: Adam takes a state that holds anything for its own
+                        weight.data.copy_(self.optimizer.state[weight].pop("latent"))
+                        lifted[name] = self.optimizer.state[weight].pop("scale")
                 return self.plain(*args, **kwargs)
             finally:
                 with torch.no_grad():
                     for name, scale in lifted.items():
-                        latent = self.named[name].detach().clone()
-                        self._place(name, latent, next_scale(latent, scale, self.format))
+                        latents = [p.detach().clone() for p in self.layers[name]]
+                        self._place(name, latents, next_scale(_joined(latents), scale, self.format))
 
     def remove(self) -> None:
         """The optimizer's own step again; weights stay on their grids, latents in its state."""
@@ -104,25 +106,34 @@ class GridStep:
             if self.shadowed is not None:
                 self.optimizer.step = self.shadowed  # type: ignore[method-assign]
 
-    def _resume(self, name: str, weight: torch.nn.Parameter) -> None:
-        held = self._state(weight)
-        latent, scale = held.get("latent"), held.get("scale")
-        if latent is not None and scale is not None and latent.shape == weight.shape and scale.shape == weight.shape[:1]:
-            placed = nearest(latent, scale, self.format) * _rows(scale, latent)
-            if torch.equal(placed, weight):
+    def _start(self, name: str) -> None:
+        parts = self.layers[name]
+        held = [self.optimizer.state[p] for p in parts]
+        if all("latent" in h and "scale" in h for h in held):
+            placed = self._placed([h["latent"] for h in held], held[0]["scale"])
+            if _equal(parts, placed):
                 self.placed[name] = placed
                 return
-        latent = weight.detach().clone()
-        self._place(name, latent, first_scale(latent, self.format))
+        latents = [p.detach().clone() for p in parts]
+        self._place(name, latents, first_scale(_joined(latents), self.format))
 
-    def _place(self, name: str, latent: Tensor, scale: Tensor) -> None:
-        weight = self.named[name]
-        weight.data.copy_(nearest(latent, scale, self.format) * _rows(scale, latent))
-        self.placed[name] = weight.detach().clone()
-        self._state(weight).update(latent=latent, scale=scale)
+    def _place(self, name: str, latents: list[Tensor], scale: Tensor) -> None:
+        self.placed[name] = self._placed(latents, scale)
+        for weight, latent, value in zip(self.layers[name], latents, self.placed[name], strict=True):
+            weight.data.copy_(value)
+            self.optimizer.state[weight].update(latent=latent, scale=scale)
 
-    def _state(self, weight: torch.nn.Parameter) -> dict[str, Any]:
-        return self.optimizer.state[weight]
+    def _placed(self, latents: list[Tensor], scale: Tensor) -> list[Tensor]:
+        return [nearest(latent, scale, self.format) * _rows(scale, latent) for latent in latents]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """[out, everything that a row holds]."""
+    return torch.cat([p.flatten(1) for p in parts], 1)
+
+
+def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ The policy acts, and is improved, with the weights that it will have: those of e
 Critics stay in float. How: rl/grids. Measured: docs/qat.md.
 """
 
+import itertools
 from typing import Any
 
 import onnx_ir as ir
@@ -27,7 +28,7 @@ except ImportError as e:
 
 FORMATS = ("int8", "int6", "int4", "int3", "int2")
 Optimizer = torch.optim.Optimizer
-Weights = dict[Optimizer, dict[str, torch.nn.Parameter]]
+Weights = dict[Optimizer, dict[str, list[torch.nn.Parameter]]]
 
 
 class QuantizedTraining(BaseCallback):
@@ -73,7 +74,7 @@ class QuantizedTraining(BaseCallback):
         first = self.model._num_timesteps_at_start
         started = self.model.num_timesteps - first >= self.delay * (self.model._total_timesteps - first)
         if started and not self._steps:
-            self._steps = [GridStep(o, named, self.format) for o, named in self._found.items()]
+            self._steps = [GridStep(o, found, self.format) for o, found in self._found.items()]
 
     def _release(self) -> None:
         for step in self._steps:
@@ -82,29 +83,40 @@ class QuantizedTraining(BaseCallback):
 
 
 def acting_weights(model: Any) -> Weights:
-    """By optimizer and name: the weights of a Stable-Baselines3 model that its quantized graph will have as layers."""
+    """By optimizer and name: those parameters of a Stable-Baselines3 model that are its quantized graph's weights."""
     policy, name = model.policy, type(model).__name__
-    trained: dict[str, tuple[torch.nn.Parameter, list[Optimizer]]] = {}
     optimizers = [o for m in policy.modules() for o in vars(m).values() if isinstance(o, Optimizer)]
-    for key, parameter in policy.named_parameters():
-        holders = [o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"])]
-        if holders and parameter.requires_grad:
-            trained[key] = (parameter, holders)
+    holders = {
+        key: [o for o in optimizers if any(p is q for g in o.param_groups for q in g["params"])]
+        for key, p in policy.named_parameters()
+        if p.requires_grad and p.ndim > 1
+    }
+    trained = {key: p for key, p in policy.named_parameters() if holders.get(key)}
     found: Weights = {}
     for layer in layers(_graph(policy)):
         weight = const(layer.node.inputs[1])
         assert weight is not None
-        held = torch.from_numpy(weight.copy())
-        same = [k for k, (p, _) in trained.items() if p.shape == held.shape and torch.equal(p.detach().cpu(), held)]
-        if len(same) != 1:
+        parts = _parts(torch.from_numpy(weight.copy()), trained)
+        if not parts:
             raise FewbitError(
-                f"{name}: layer {layer.node.name} {list(weight.shape)} of its quantized graph is not one weight that an "
-                "optimizer trains (but several in one, or one scaled by a normalisation); train in float, then --method qat"
+                f"{name}: layer {layer.node.name} {list(weight.shape)} of its quantized graph is no weight that an optimizer "
+                "trains (but several merged into one, or one scaled by a normalisation); train in float, then --method qat"
             )
-        parameter, holders = trained[same[0]]
-        for optimizer in holders:
-            found.setdefault(optimizer, {})[same[0]] = parameter
+        for optimizer in holders[parts[0]]:
+            found.setdefault(optimizer, {})[parts[0]] = [trained[key] for key in parts]
     return found
+
+
+def _parts(weight: torch.Tensor, trained: dict[str, torch.nn.Parameter]) -> tuple[str, ...]:
+    """Names of the one parameter that weight [out, ...] is, or of the two whose columns it joins (an LSTM's); none if unclear."""
+    values = {key: p.detach().cpu() for key, p in trained.items() if len(p) == len(weight)}
+    same = [(key,) for key, v in values.items() if torch.equal(v, weight)]
+    pairs = [
+        (a, b)
+        for a, b in itertools.permutations(values, 2)
+        if values[a].ndim == values[b].ndim == 2 and torch.equal(torch.cat([values[a], values[b]], 1), weight)
+    ]
+    return same[0] if len(same) == 1 else pairs[0] if len(pairs) == 1 else ()
 
 
 def _graph(policy: Any) -> ir.Model:
