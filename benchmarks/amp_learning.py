@@ -28,8 +28,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "float16, scaled": {"format": "float16"},
     "bfloat16": {"format": "bfloat16"},
 }
-WIDTH, CONTEXT, BATCH, TOKENS, STEPS = 48, 32, 16, 524288, 120
-WORST, SAC_STEPS, WINDOW = 3255.0, 1600, 100
+WIDTH, CONTEXT, BATCH, TOKENS, STEPS = 48, 32, 16, 524288, 80
+WORST, SAC_STEPS, WINDOW = 3255.0, 1000, 60
 MixedPrecision = fewbit.amp.MixedPrecision
 Run = tuple[list[float], MixedPrecision, str]  # the loss of every step, what it counted, what else there is to say
 
@@ -177,7 +177,7 @@ def lost(report: Any) -> str:
 
 
 def main() -> None:
-    section("transformer", transformer, STEPS // 20, "")
+    section("transformer", transformer, STEPS // 16, "")
     section("SAC", sac, WINDOW, "return of the last 5 episodes | ")
 
 

@@ -29,7 +29,7 @@ CASES: dict[str, tuple[type, str, int, dict[str, Any]]] = {
     "sac/Pendulum-v1": (SAC, "Pendulum-v1", 5_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
     "sac/InvertedDoublePendulum-v5": (SAC, "InvertedDoublePendulum-v5", 10_000, {"learning_rate": 1e-3, "policy_kwargs": SMALL}),
 }
-WEIGHTS, AFTERWARDS = ("int4", "int2"), ("rtn", "smooth+gptq")
+FLOAT, WEIGHTS, AFTERWARDS = "float", ("int4", "int2"), ("rtn", "smooth+gptq")
 EPISODES, FIRST = 50, 700_000
 
 
@@ -61,12 +61,13 @@ def artifact(model: Any, weights: str, method: str, env: str) -> float:
 def rows(name: str, seed: int, formats: list[str]) -> Any:
     """One dict a run, as they come."""
     env = CASES[name][1]
-    model, seconds = trained(name, seed)
-    afterwards = {f"{w} {m}": artifact(model, w, m, env) for w in WEIGHTS for m in AFTERWARDS}
-    floats = score(load(source(model).model, "onnxruntime"), env)
-    yield {"case": name, "seed": seed, "trained": "float", "seconds": seconds, "float": floats} | afterwards
     for w in formats:
-        model, seconds = trained(name, seed, fewbit.rl.QuantizedTraining(w))
+        model, seconds = trained(name, seed, None if w == FLOAT else fewbit.rl.QuantizedTraining(w))
+        if w == FLOAT:
+            afterwards = {f"{f} {m}": artifact(model, f, m, env) for f in WEIGHTS for m in AFTERWARDS}
+            floats = score(load(source(model).model, "onnxruntime"), env)
+            yield {"case": name, "seed": seed, "trained": FLOAT, "seconds": seconds, "float": floats} | afterwards
+            continue
         # "weights_alone": before activations and observations are quantized too, so what fake-quantizing these could win.
         alone = score(load(source(model).model, "onnxruntime"), env)
         found = {"seconds": seconds, "return": artifact(model, w, "rtn", env), "weights_alone": alone}
@@ -78,7 +79,7 @@ def table(path: Path) -> None:
     print(HEAD)
     for name in dict.fromkeys(r["case"] for r in every):
         own = [r for r in every if r["case"] == name]
-        floats = [r for r in own if r["trained"] == "float"]
+        floats = [r for r in own if r["trained"] == FLOAT]
         for w in WEIGHTS:
             quantized = [r for r in own if r["trained"] == w]
             if quantized:
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("-o", type=Path)
     parser.add_argument("--only", nargs="*", default=list(CASES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--train", nargs="*", default=list(WEIGHTS))
+    parser.add_argument("--train", nargs="*", default=[FLOAT, *WEIGHTS])
     parser.add_argument("--table", type=Path)
     a = parser.parse_args()
     if a.table:

@@ -35,19 +35,16 @@ class QuantizedTraining(BaseCallback):
     """Keeps the acting policy's weights on grids of a format while learn() runs, and leaves them there.
 
     weights  int8, int6, int4, int3 or int2 (-1, 0, 1 times a scale); one scale an output channel, of least squared error
-    delay    share of learn()'s steps that pass in float before (0 to below 1)
 
-    What model.save writes, at any time after the delay, is an ordinary zip whose weights lie on their grids, and which this
-    callback goes on from. FewbitError before the first step where the policy cannot be trained so.
+    What model.save writes, at any time, is an ordinary zip whose weights lie on their grids, and from which a learn() with this
+    callback goes on. FewbitError before the first step where the policy cannot be trained so.
     """
 
-    def __init__(self, weights: str = "int4", delay: float = 0.0, verbose: int = 0):
+    def __init__(self, weights: str = "int4", verbose: int = 0):
         super().__init__(verbose)
         if weights not in FORMATS:
             raise FewbitError(f"weights {weights} cannot be trained on; choose one of {', '.join(FORMATS)}")
-        if not 0 <= delay < 1:
-            raise FewbitError(f"delay {delay} is a share of the steps; give 0 or more, less than 1")
-        self.format, self.delay = INTEGERS[weights], delay
+        self.format = INTEGERS[weights]
         self._found: Weights = {}
         self._steps: list[GridStep] = []
 
@@ -55,28 +52,13 @@ class QuantizedTraining(BaseCallback):
         self._found = acting_weights(self.model)
 
     def _on_training_start(self) -> None:
-        self._release()  # of a learn() that was interrupted
-        self._begin()
-
-    def _on_rollout_start(self) -> None:
-        self._begin()
-
-    def _on_rollout_end(self) -> None:  # what is learned last is learned quantized, however long a rollout is
-        self._begin()
+        self._on_training_end()  # of a learn() that was interrupted
+        self._steps = [GridStep(o, weights, self.format) for o, weights in self._found.items()]
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        self._release()
-
-    def _begin(self) -> None:
-        first = self.model._num_timesteps_at_start
-        started = self.model.num_timesteps - first >= self.delay * (self.model._total_timesteps - first)
-        if started and not self._steps:
-            self._steps = [GridStep(o, found, self.format) for o, found in self._found.items()]
-
-    def _release(self) -> None:
         for step in self._steps:
             step.remove()
         self._steps = []
