@@ -150,7 +150,8 @@ LEARNING = f"""\
   error of one.
 
 "From float32's curve": mean absolute difference of log2 of the loss, smoothed, from float32's run of that seed. "Underflowed":
-of the gradients in the sampled steps of seed 0, those of layers' outputs, and those of weights."""
+of the gradients in the sampled steps of seed 0, those of layers' outputs, and those of weights. SAC's loss is the critics', in
+Pendulum's own units; two episodes, too few to balance the pendulum: what is compared are curves, not returns."""
 
 
 if __name__ == "__main__":
