@@ -103,7 +103,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """(name -> dtype, shape and data_offsets of every tensor, where the data begin), from 8 bytes of length and that much JSON."""
+    """(name -> dtype, shape, data_offsets of every tensor; where the data begin), from 8 bytes of length and that much JSON."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")

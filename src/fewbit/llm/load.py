@@ -66,9 +66,7 @@ class _NoMemory(TorchFunctionMode):
         return func(*args, **kwargs | {"device": "meta"} if func is torch.empty else kwargs)
 
 
-def load(
-    folder: str | Path, threads: int | None = None, activations: str = "int8", instruction_set: str = ""
-) -> tuple[Any, Any]:
+def load(folder: str | Path, threads: int | None = None, activations: str = "int8", instruction_set: str = "") -> tuple[Any, Any]:
     """(model, tokenizer) of a folder that `fewbit llm quantize` wrote; `model.generate` is transformers' own.
 
     threads: of the packed layers (torch's own number without); activations: "int8", quantized a token at a time, or "float".
@@ -97,14 +95,19 @@ def _skeleton(folder: Path) -> Any:
         with _NoMemory():
             return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
     except (ValueError, KeyError, OSError, TypeError) as e:
-        raise FewbitError(f"{folder / 'config.json'}: transformers makes no model of it: {str(e)[:200]}") from None
+        raise FewbitError(f"{folder / 'config.json'}: transformers makes no model of it: {_short(e)}") from None
+
+
+def _short(e: Exception) -> str:
+    """Theirs, on one line."""
+    return " ".join(str(e).split())[:200]
 
 
 def _tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as e:
-        raise FewbitError(f"{folder}: no tokenizer that transformers can read: {str(e)[:200]}") from None
+        raise FewbitError(f"{folder}: no tokenizer that transformers can read: {_short(e)}") from None
 
 
 def _place_packed(model: Any, tensors: Tensors, recipe: Recipe, options: dict[str, Any]) -> None:
@@ -115,14 +118,14 @@ def _place_packed(model: Any, tensors: Tensors, recipe: Recipe, options: dict[st
         if tuple(module.weight.shape) != weight.shape:
             raise FewbitError(f"{where}: {name} is {list(weight.shape)}, {list(module.weight.shape)} in the model of config.json")
         if isinstance(module, torch.nn.Embedding):
-            made = QuantEmbedding(*make_panels(weight, None, name), instruction_set=options["instruction_set"])
-        else:
-            bias = None if module.bias is None else tensors(f"{name}.bias")
-            if module.bias is not None and (bias is None or bias.shape != weight.shape[:1]):
-                raise FewbitError(f"{where}: tensor {name}.bias is missing, or not of {weight.shape[0]} numbers; quantize again")
-            bias = None if bias is None else bias.astype(np.float32)
-            made = QuantLinear(*make_panels(weight, bias, name), **options)
-        model.set_submodule(name, made)
+            panels, kind = make_panels(weight, None, name)
+            model.set_submodule(name, QuantEmbedding(panels, kind, options["instruction_set"]))
+            continue
+        bias = None if module.bias is None else tensors(f"{name}.bias")
+        if module.bias is not None and (bias is None or bias.shape != weight.shape[:1]):
+            raise FewbitError(f"{where}: tensor {name}.bias is missing, or not of {weight.shape[0]} numbers; quantize again")
+        panels, kind = make_panels(weight, None if bias is None else bias.astype(np.float32), name)
+        model.set_submodule(name, QuantLinear(panels, kind, **options))
 
 
 def _module(model: Any, name: str, tensors: Tensors) -> Any:
@@ -131,7 +134,7 @@ def _module(model: Any, name: str, tensors: Tensors) -> Any:
     except AttributeError:
         module = None
     if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-        raise FewbitError(f"{tensors.folder}: {name}.codes belongs to no Linear or Embedding of the model that config.json describes")
+        raise FewbitError(f"{tensors.folder}: {name}.codes belongs to no Linear or Embedding of the model in config.json")
     return module
 
 
@@ -156,7 +159,9 @@ def _tie(model: Any, options: dict[str, Any]) -> None:
         return
     if isinstance(embedding, QuantEmbedding):
         if head.bias is not None:
-            raise FewbitError("the head has a bias and shares a packed embedding, which fewbit cannot run; keep the embedding in float")
+            raise FewbitError(
+                "the head has a bias and shares a packed embedding, which cannot be run; keep the embedding in float"
+            )
         model.set_output_embeddings(QuantLinear(embedding.panels, embedding.kind, **options))
     else:
         head.weight = embedding.weight
