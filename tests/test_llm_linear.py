@@ -67,8 +67,6 @@ def test_float_activations_are_the_dequantized_weight(bits, instruction_set):
         found = layer(torch.from_numpy(x[:rows])).numpy()
         scale = np.abs(x[:rows]).astype(np.float64) @ np.abs(packed.dequantize(weight)).T
         assert np.all(np.abs(found - wanted[:rows]) <= 1e-6 * (scale + np.abs(bias)))
-    found = layer.dequantized()
-    assert np.array_equal(found[0].numpy(), packed.dequantize(weight)) and np.array_equal(found[1].numpy(), bias)
 
 
 @pytest.mark.parametrize("instruction_set", SETS)

@@ -18,7 +18,6 @@ except ImportError:
     raise MissingExtra("torch", "llm") from None
 
 ACTIVATIONS = ("int8", "float")
-MANY = 24  # tokens from which float activations gain by a float32 copy of the weight, made for the call
 
 
 @dataclass(frozen=True)
@@ -131,24 +130,14 @@ class QuantLinear(Packed):
         shape = x.shape
         if shape[-1] != self.in_features:
             raise FewbitError(f"a layer of {self.in_features} columns was given {list(shape)}")
-        rows = x.numel() // self.in_features
-        if self.floats and rows >= MANY:
-            return torch.nn.functional.linear(x, *self.dequantized())
         y = torch.empty((*shape[:-1], self.out_features))
-        self._weight.run(x.data_ptr(), y.data_ptr(), rows, self.floats, self.threads)
+        self._weight.run(x.data_ptr(), y.data_ptr(), x.numel() // self.in_features, self.floats, self.threads)
         return y
 
     def _convert(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu" or not x.is_floating_point():
             raise FewbitError(f"a packed layer takes float tensors on the CPU, not {x.dtype} on {x.device}")
         return self(x.detach().to(torch.float32).contiguous()).to(x.dtype)
-
-    def dequantized(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(weight [out, in], bias) in float32."""
-        weight = self.rows(torch.arange(self.out_features))
-        end = self.panels.numel() - (-(-self.out_features // 16) * 64 + 63) // 64 * 64
-        bias = self.panels[end : end + 4 * self.out_features].view(torch.float32) if self.kind.bias else None
-        return weight, bias
 
 
 class QuantEmbedding(Packed):
