@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from fewbit.llm import packed
 from fewbit.llm.linear import QuantLinear
-from fewbit.llm.load import load
+from fewbit.llm.loading import load
 from fewbit.llm.packed import Layer, Recipe
 
 TOKENS, TURNS = 64, 7

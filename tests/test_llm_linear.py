@@ -3,6 +3,9 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +15,11 @@ transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
+import fewbit.llm  # noqa: E402
 from fewbit import FewbitError, _native  # noqa: E402
 from fewbit.llm import packed, reference  # noqa: E402
 from fewbit.llm.linear import QuantEmbedding, QuantLinear, make_panels  # noqa: E402
-from fewbit.llm.load import load  # noqa: E402
+from fewbit.llm.loading import load  # noqa: E402
 from fewbit.llm.packed import Layer, PackedWeight, Recipe  # noqa: E402
 
 SETS = _native.available()
@@ -98,6 +102,19 @@ def test_one_layer_of_each_dtype_shape_and_copy():
         copy.deepcopy(layer).to("meta")
     with pytest.raises(FewbitError, match="activations 'int4' are unknown; choose int8 or float"):
         QuantLinear.of(random_weight(5, 24, 2, 4, 64, False, False), activations="int4")
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    code = (
+        "import os, torch; from test_llm_linear import QuantLinear, random_weight\n"
+        "torch.set_num_threads(1)\n"
+        "layer, x = QuantLinear.of(random_weight(0, 512, 4, 4, 64, True, False), threads=3), torch.ones(9, 256)\n"
+        "wanted, child = layer(x), os.fork()\n"
+        "if child == 0: os._exit(0 if torch.equal(layer(x), wanted) else 1)\n"
+        "print(os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=60)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_groups_that_the_kernels_cannot_read_are_refused():
@@ -191,7 +208,7 @@ def test_int8_activations_stay_near_and_do_not_depend_on_threads_or_instruction_
     wanted, _ = write(tmp_path, embedding=True)
     ids = torch.arange(4, 60)[None]
     exact = wanted(ids).logits
-    found = [load(tmp_path, threads=t, instruction_set=s)[0](ids).logits for s in SETS for t in (1, 2)]
+    found = [fewbit.llm.load(tmp_path, threads=t, instruction_set=s)[0](ids).logits for s in SETS for t in (1, 2)]
     assert all(torch.equal(f, found[0]) for f in found[1:])
     assert (found[0] - exact).norm() < 0.03 * exact.norm()
 

@@ -31,7 +31,7 @@ def generate(
     for name, (value, least) in given.items():
         if not least <= value < 1 << 20:
             raise FewbitError(f"{name} {value}: give a number from {least}")
-    from fewbit.llm.load import load
+    from fewbit.llm.loading import load
 
     import torch  # isort: skip
 
