@@ -19,7 +19,7 @@ class Ggml:
     """One library (or the several files of one build), its CPU backend, and products of copies of one weight."""
 
     def __init__(self, paths: list[Path]):
-        self._libraries = [c.CDLL(str(p), mode=c.RTLD_GLOBAL) for p in paths]
+        self._libraries = [c.CDLL(str(p), mode=c.RTLD_LOCAL) for p in paths]
         self._silent = LOG(lambda *_: None)
         self.call("ggml_log_set", self._silent, None)
         self._backend = self.call("ggml_backend_cpu_init")

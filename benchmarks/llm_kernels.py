@@ -24,7 +24,7 @@ from fewbit.llm.linear import QuantLinear, make_panels
 SHAPES = [(576, 1536), (2048, 2048), (4096, 11008)]
 KINDS = {"int4": (4, 64, False), "int4 symmetric/32": (4, 32, True), "int8": (8, 64, False), "int3": (3, 64, False)}
 WORKING_SET = 160 << 20  # bytes of all copies of one weight, at least two copies
-STREAM = 256 << 20
+STREAM, TURNS = 256 << 20, 21
 
 
 def quantized(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> packed.PackedWeight:
@@ -68,17 +68,17 @@ def reading(threads: int) -> Callable[[], object]:
     return lambda: list(pool.map(np.maximum.reduce, shares))
 
 
-def in_turns(calls: dict[str, Callable[[], object]], turns: int = 15) -> dict[str, float]:
-    """Median seconds of each, one after the other in every turn."""
+def in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
+    """(median, least) seconds of each, one after the other in every turn."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
+    for _ in range(TURNS):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) for name, s in seconds.items()}
+    return {name: (statistics.median(s), min(s)) for name, s in seconds.items()}
 
 
 def measure(shape: tuple[int, int], threads: int, peers: dict[str, Ggml]) -> list[str]:
@@ -106,13 +106,13 @@ def measure(shape: tuple[int, int], threads: int, peers: dict[str, Ggml]) -> lis
     calls["torch float32"], copies, size = in_torch(weight, torch.from_numpy(x))
     sizes["torch float32"] = (copies, size)
     seconds = in_turns(calls)
-    bandwidth = STREAM / seconds["read"]
+    bandwidth = [STREAM / s for s in seconds["read"]]
     lines = []
     for name, (copies, size) in sizes.items():
-        one = seconds[name] / copies
-        error = f"{errors[name]:.1%}" if name in errors else "-"
-        cells = [f"{shape[0]}x{shape[1]}", str(threads), name, f"{one * 1e6:.1f}", f"{size / one / 1e9:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{size / one / bandwidth:.0%} of {bandwidth / 1e9:.1f}", error]) + " |")
+        cells = [f"{shape[0]}x{shape[1]}", str(threads), name]
+        for one, most in zip((s / copies for s in seconds[name]), bandwidth, strict=True):
+            cells += [f"{one * 1e6:.1f}", f"{size / one / 1e9:.1f} ({size / one / most:.0%} of {most / 1e9:.1f})"]
+        lines.append("| " + " | ".join([*cells, f"{errors[name]:.1%}" if name in errors else "-"]) + " |")
     return lines
 
 
@@ -130,9 +130,12 @@ def main() -> None:
     print(f"CPU: {model}, {machine.cores()} cores, caches {machine.caches()}; fewbit runs {_native.available()[0]}.")
     for name, ggml in peers.items():
         print(f"{name}: ggml's CPU backend with {ggml.features()}.")
-    print(f"Copies of each weight fill {WORKING_SET >> 20} MB; medians of 15 turns. int4, int8, int3: groups of 64, zero points.")
-    print("GB/s: of the bytes that a format keeps of the weight. Error: of the result against float32 weights, relative.\n")
-    print("| shape | threads | | us a product | GB/s | of the read bandwidth, GB/s | error |\n|" + "---|" * 7)
+    print(f"Copies of each weight fill {WORKING_SET >> 20} MB; {TURNS} turns. int4, int8, int3: groups of 64, zero points.")
+    print(
+        "GB/s: of the bytes that a format keeps of the weight, beside the read bandwidth of the same turns; of the median and of"
+    )
+    print("the least disturbed turn. Error: of the result against float32 weights, relative.\n")
+    print("| shape | threads | | us, median | GB/s | us, least | GB/s | error |\n|" + "---|" * 8)
     for threads in (int(t) for t in given.threads.split(",")):
         for shape in SHAPES:
             for line in measure(shape, threads, peers):
