@@ -25,11 +25,14 @@ class Ggml:
         self._backend = self.call("ggml_backend_cpu_init")
 
     def call(self, name: str, *arguments):
+        return self._find(name)(*arguments)
+
+    def _find(self, name: str):
         for library in self._libraries:
             if hasattr(library, name):
                 f = library[name]
                 f.restype = c.c_char_p if name.endswith("_name") else c.c_int if name.startswith(NUMBERS) else c.c_void_p
-                return f(*arguments)
+                return f
         raise AttributeError(f"no library exports {name}")
 
     def features(self) -> str:
@@ -49,8 +52,8 @@ class Ggml:
             k += 1
         return None
 
-    def products(self, weight: np.ndarray, kind: str, copies: int, x: np.ndarray, repacked: bool):
-        """(call(threads): x by every copy, in one graph; result() of the last; bytes of one copy), or None: no such buffer."""
+    def products(self, weight: np.ndarray, kind: str, copies: int, x: np.ndarray, repacked: bool, threads: int):
+        """(a call for each copy, the last one's result()), or None: no such buffer."""
         buffer = self.repacked() if repacked else self.call("ggml_backend_cpu_buffer_type")
         if buffer is None:
             return None
@@ -59,9 +62,9 @@ class Ggml:
         sizes = c.c_int64(width), c.c_int64(out)
         weights = [c.c_void_p(self.call("ggml_new_tensor_2d", held, TYPES[kind], *sizes)) for _ in range(copies)]
         vector = c.c_void_p(self.call("ggml_new_tensor_2d", work, TYPES["F32"], c.c_int64(width), c.c_int64(1)))
-        graph = c.c_void_p(self.call("ggml_new_graph_custom", work, c.c_size_t(2 * copies + 8), False))
         results = [c.c_void_p(self.call("ggml_mul_mat", work, w, vector)) for w in weights]
-        for r in results:
+        graphs = [c.c_void_p(self.call("ggml_new_graph_custom", work, c.c_size_t(8), False)) for _ in results]
+        for graph, r in zip(graphs, results, strict=True):
             self.call("ggml_build_forward_expand", graph, r)
         assert self.call("ggml_backend_alloc_ctx_tensors_from_buft", held, c.c_void_p(buffer))
         plain = c.c_void_p(self.call("ggml_backend_cpu_buffer_type"))
@@ -71,17 +74,17 @@ class Ggml:
             self._set(w, content)
         self._set(vector, np.ascontiguousarray(x, np.float32).view(np.uint8).reshape(-1))
 
-        def call(threads: int) -> None:
-            self.call("ggml_backend_cpu_set_n_threads", c.c_void_p(self._backend), threads)
-            status = self.call("ggml_backend_graph_compute", c.c_void_p(self._backend), graph)
-            assert status == 0, status
+        self.call("ggml_backend_cpu_set_n_threads", c.c_void_p(self._backend), threads)
+        compute, backend = self._find("ggml_backend_graph_compute"), c.c_void_p(self._backend)
+        calls = [lambda g=graph: compute(backend, g) for graph in graphs]
+        assert calls[-1]() == 0
 
         def result() -> np.ndarray:
             y = np.empty(out, np.float32)
             self.call("ggml_backend_tensor_get", results[-1], y.ctypes.data_as(c.c_void_p), c.c_size_t(0), c.c_size_t(y.nbytes))
             return y
 
-        return call, result, content.nbytes
+        return calls, result
 
     def _quantized(self, weight: np.ndarray, kind: str) -> np.ndarray:
         size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]

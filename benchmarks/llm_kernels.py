@@ -2,8 +2,8 @@
 
     python benchmarks/llm_kernels.py [--ggml NAME=LIBRARY[,LIBRARY…]]… > benchmarks/results/llm_kernels.md
 
-Each product goes over so many copies of its weight that they come from memory and not from a cache; medians of turns.
-llama.cpp runs all copies in one graph, which spares it the start of a call; fewbit's layer is called from Python for each.
+Each product has so many copies of its weight that they come from memory and not from a cache. Every call is timed by itself:
+the median call, and the least disturbed one. Calls start in Python: a torch module, or a graph of one product in llama.cpp.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from ggml_peer import Ggml
 
 from fewbit import _native, machine
 from fewbit.llm import packed
-from fewbit.llm.linear import QuantLinear, make_panels
+from fewbit.llm.linear import Memory, QuantLinear, make_panels
 
 SHAPES = [(576, 1536), (2048, 2048), (4096, 11008)]
 KINDS = {"int4": (4, 64, False), "int4 symmetric/32": (4, 32, True), "int8": (8, 64, False), "int3": (3, 64, False)}
 WORKING_SET = 160 << 20  # bytes of all copies of one weight, at least two copies
-STREAM, TURNS = 256 << 20, 21
+PIECE, TURNS = 8 << 20, 9
 
 
 def quantized(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> packed.PackedWeight:
@@ -38,46 +38,43 @@ def quantized(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> pack
 
 
 def ours(weight: np.ndarray, kind: tuple[int, int, bool], x: torch.Tensor, threads: int):
-    """(call over all copies, copies, bytes of one, result)."""
+    """(a call for each copy, bytes of one, result)."""
     panels, what = make_panels(quantized(weight, *kind), None)
-    copies = max(2, -(-WORKING_SET // panels.numel()))
-    layers = [QuantLinear(panels.clone(), what, threads=threads) for _ in range(copies)]
-
-    def call() -> None:
-        for layer in layers:
-            layer(x)
-
-    return call, copies, panels.numel(), layers[0](x).numpy()[0]
+    memory = Memory()
+    layers = [
+        QuantLinear(memory.take(panels.numel()).copy_(panels), what, threads=threads) for _ in range(copies(panels.numel()))
+    ]
+    return [lambda f=layer: f(x) for layer in layers], panels.numel(), layers[0](x).numpy()[0]
 
 
-def in_torch(weight: np.ndarray, x: torch.Tensor):
-    copies = max(2, -(-WORKING_SET // weight.nbytes))
-    weights = [torch.from_numpy(weight).clone() for _ in range(copies)]
-
-    def call() -> None:
-        for w in weights:
-            torch.nn.functional.linear(x, w)
-
-    return call, copies, weight.nbytes
+def copies(size: int) -> int:
+    return max(2, -(-WORKING_SET // size))
 
 
-def reading(threads: int) -> Callable[[], object]:
-    """One pass over STREAM bytes, as fewbit.machine measures the bandwidth."""
-    shares = [np.ones(STREAM // threads // 4, np.float32) for _ in range(threads)]
+def in_torch(weight: np.ndarray, x: torch.Tensor) -> list[Callable[[], object]]:
+    weights = [torch.from_numpy(weight).clone() for _ in range(copies(weight.nbytes))]
+    return [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
+
+
+def reading(threads: int) -> list[Callable[[], object]]:
+    """Reads of PIECE bytes a thread, each of other memory, as fewbit.machine reads to measure the bandwidth."""
+    pieces = [np.ones(PIECE // 4, np.float32) for _ in range(WORKING_SET // PIECE)]
+    if threads == 1:
+        return [lambda p=p: np.maximum.reduce(p) for p in pieces]
     pool = ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(np.maximum.reduce, shares))
+    sets = [pieces[k : k + threads] for k in range(0, len(pieces) - threads + 1, threads)]
+    return [lambda s=s: list(pool.map(np.maximum.reduce, s)) for s in sets]
 
 
-def in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """(median, least) seconds of each, one after the other in every turn."""
-    for call in calls.values():
-        call()
+def in_turns(calls: dict[str, list[Callable[[], object]]]) -> dict[str, tuple[float, float]]:
+    """(median, least) seconds of one call; each copy is called once a turn, so none lies in a cache."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    for turn in range(TURNS + 1):
+        for name, each in calls.items():
+            for call in each:
+                start = time.perf_counter()
+                call()
+                seconds[name] += [time.perf_counter() - start] if turn else []
     return {name: (statistics.median(s), min(s)) for name, s in seconds.items()}
 
 
@@ -86,33 +83,25 @@ def measure(shape: tuple[int, int], threads: int, peers: dict[str, Ggml]) -> lis
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=shape).astype(np.float32), rng.normal(size=(1, shape[1])).astype(np.float32)
     exact = weight @ x[0]
-    calls: dict[str, Callable[[], object]] = {"read": reading(threads)}
-    sizes: dict[str, tuple[int, int]] = {}  # name -> (copies, bytes of one)
-    errors: dict[str, float] = {}
+    calls, sizes, results = {"read": reading(threads)}, {"read": PIECE * threads}, {}
     for name, kind in KINDS.items():
-        calls[name], copies, size, y = ours(weight, kind, torch.from_numpy(x), threads)
-        sizes[name], errors[name] = (copies, size), float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+        calls[name], sizes[name], results[name] = ours(weight, kind, torch.from_numpy(x), threads)
     for peer, ggml in peers.items():
         for form, repacked in [("Q4_0", False), ("Q4_0", True), ("Q4_1", False), ("Q8_0", False)]:
             size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[form] * weight.size // 32
-            copies = max(2, -(-WORKING_SET // size))
-            made = ggml.products(weight, form, copies, x, repacked)
-            if made is None:
-                continue
             name = f"{peer} {form}{' repacked' if repacked else ''}"
-            calls[name] = lambda call=made[0]: call(threads)
-            calls[name]()
-            sizes[name], errors[name] = (copies, size), float(np.linalg.norm(made[1]() - exact) / np.linalg.norm(exact))
-    calls["torch float32"], copies, size = in_torch(weight, torch.from_numpy(x))
-    sizes["torch float32"] = (copies, size)
-    seconds = in_turns(calls)
-    bandwidth = [STREAM / s for s in seconds["read"]]
-    lines = []
-    for name, (copies, size) in sizes.items():
+            made = ggml.products(weight, form, copies(size), x, repacked, threads)
+            if made is not None:
+                calls[name], sizes[name], results[name] = made[0], size, made[1]()
+    calls["torch float32"], sizes["torch float32"] = in_torch(weight, torch.from_numpy(x)), weight.nbytes
+    seconds, lines = in_turns(calls), []
+    most = [sizes["read"] / s for s in seconds["read"]]
+    for name in sizes:
         cells = [f"{shape[0]}x{shape[1]}", str(threads), name]
-        for one, most in zip((s / copies for s in seconds[name]), bandwidth, strict=True):
-            cells += [f"{one * 1e6:.1f}", f"{size / one / 1e9:.1f} ({size / one / most:.0%} of {most / 1e9:.1f})"]
-        lines.append("| " + " | ".join([*cells, f"{errors[name]:.1%}" if name in errors else "-"]) + " |")
+        for one, limit in zip(seconds[name], most, strict=True):
+            cells += [f"{one * 1e6:.1f}", f"{sizes[name] / one / 1e9:.1f} ({sizes[name] / one / limit:.0%})"]
+        error = np.linalg.norm(results[name] - exact) / np.linalg.norm(exact) if name in results else None
+        lines.append("| " + " | ".join([*cells, "-" if error is None else f"{error:.1%}"]) + " |")
     return lines
 
 

@@ -9,6 +9,7 @@ namespace {
 
 struct Vector128 {
   static constexpr int LANES = 4, ROWS = 4, COLS = 4, TOGETHER = 4, TILE = 4, BYTE_ZERO = 128;
+  static constexpr bool WIDE = false;
   using Codes = int32x4_t;
   using Floats = float32x4_t;
 

@@ -1,7 +1,7 @@
 // The loop over grouped weights (grouped.h), once for every instruction set.
 //
 // A block of 16 rows passes through the registers once for a tile of T tokens. Codes are unsigned; V::byte_dot may subtract
-// V::BYTE_ZERO from 8-bit ones, which the zero point then makes good.
+// V::BYTE_ZERO from 8-bit ones, which the zero point then makes good. V::WIDE: it takes any byte as it is, and registers abound.
 #pragma once
 #include <bit>
 #include <cstring>
@@ -11,6 +11,8 @@
 
 namespace fewbit {
 namespace {
+
+constexpr int PREFETCH = 4096;  // bytes ahead, for one token, which waits for memory
 
 // Four columns of every row, a byte each: the I-th of a chunk. at: the first of V's lanes.
 template <class V, int BITS, int I>
@@ -37,12 +39,23 @@ FEWBIT_INLINE inline void integer_sums(const Grouped& w, const uint8_t* p, const
       sum[t][n] = V::splat(0);
       V::own(sum[t][n]);
     }); });
+    [[maybe_unused]] typename V::Codes high[T][N];  // 16 times the sums of the high nibbles: exact, and no shift in the loop
+    if constexpr (BITS == 4 && V::WIDE)
+      each<T>([&](auto t) FEWBIT_INLINE { each<N>([&](auto n) FEWBIT_INLINE { high[t][n] = V::splat(0); }); });
     for (int k = 0; k < w.group_size; k += PARTS * 4, p += chunk_bytes(BITS), x += PARTS * 4 * T) {
+      if constexpr (T == 1)
+        for (int line = 0; line < chunk_bytes(BITS); line += 64) __builtin_prefetch(p + PREFETCH + line);
       each<N>([&](auto n) FEWBIT_INLINE {
         const uint8_t* at = p + n * V::LANES * 4;
         if constexpr (PARTS == 1) {
           const auto code = V::load(at);
           each<T>([&](auto t) FEWBIT_INLINE { sum[t][n] = V::byte_dot(sum[t][n], code, x + 4 * t); });
+        } else if constexpr (BITS == 4 && V::WIDE) {
+          const auto both = V::load(at), low = V::template field<0, 15>(both), rest = V::high_nibbles(both);
+          each<T>([&](auto t) FEWBIT_INLINE {
+            sum[t][n] = V::byte_dot(sum[t][n], low, x + 4 * t);
+            high[t][n] = V::byte_dot(high[t][n], rest, x + 4 * T + 4 * t);
+          });
         } else {
           each<PARTS / 2>([&](auto i) FEWBIT_INLINE {
             const auto a = columns<V, BITS, 2 * i>(at), b = columns<V, BITS, 2 * i + 1>(at);
@@ -53,6 +66,10 @@ FEWBIT_INLINE inline void integer_sums(const Grouped& w, const uint8_t* p, const
         }
       });
     }
+    if constexpr (BITS == 4 && V::WIDE)
+      each<T>([&](auto t) FEWBIT_INLINE {
+        each<N>([&](auto n) FEWBIT_INLINE { sum[t][n] = V::add(sum[t][n], V::template shift_right<4>(high[t][n])); });
+      });
     leave(g, sum);
   }
 }

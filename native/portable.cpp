@@ -9,7 +9,7 @@ namespace {
 
 struct Vector {
   static constexpr int LANES = 16, ROWS = 4, COLS = 1, BEST = 4, TOGETHER = 0, TILE = 1, BYTE_ZERO = 0;
-  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = false;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = false, WIDE = false;
   struct Codes { int32_t v[16]; };
   struct Floats { float v[16]; };
 

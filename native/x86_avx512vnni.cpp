@@ -8,7 +8,7 @@ namespace {
 
 struct Vector {
   static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4, TOGETHER = 4, TILE = 8;
-  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = true;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = true, WIDE = true;
   using Codes = __m512i;
   using Floats = __m512;
 

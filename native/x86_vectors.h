@@ -9,7 +9,7 @@ namespace {
 
 struct Vector256 {
   static constexpr int LANES = 8, COLS = 4, TOGETHER = 4, TILE = 4;
-  static constexpr bool HAS_BYTES = true;
+  static constexpr bool HAS_BYTES = true, WIDE = false;
   using Codes = __m256i;
   using Floats = __m256;
 

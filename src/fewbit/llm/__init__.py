@@ -1,6 +1,6 @@
 """Language models: weights of few bits inside the unchanged `transformers` model.
 
-    model, tokenizer = fewbit.llm.load("smollm-int4")        # then model.generate(...), as ever
+model, tokenizer = fewbit.llm.load("smollm-int4")        # then model.generate(...), as ever
 """
 
 from typing import Any

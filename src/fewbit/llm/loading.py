@@ -14,7 +14,7 @@ import numpy as np
 from fewbit import checkpoint
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.llm import packed
-from fewbit.llm.linear import QuantEmbedding, QuantLinear, make_panels
+from fewbit.llm.linear import Memory, QuantEmbedding, QuantLinear, make_panels
 from fewbit.llm.packed import Recipe
 
 try:
@@ -111,20 +111,20 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _place_packed(model: Any, tensors: Tensors, recipe: Recipe, options: dict[str, Any]) -> None:
-    names = [key.removesuffix(".codes") for key in tensors if key.endswith(".codes")]
+    names, memory = [key.removesuffix(".codes") for key in tensors if key.endswith(".codes")], Memory()
     for name in names:
         module, where = _module(model, name, tensors), str(tensors.folder)
         weight = packed.read(name, tensors, recipe.of(name), where)
         if tuple(module.weight.shape) != weight.shape:
             raise FewbitError(f"{where}: {name} is {list(weight.shape)}, {list(module.weight.shape)} in the model of config.json")
         if isinstance(module, torch.nn.Embedding):
-            panels, kind = make_panels(weight, None, name)
+            panels, kind = make_panels(weight, None, name, memory)
             model.set_submodule(name, QuantEmbedding(panels, kind, options["instruction_set"]))
             continue
         bias = None if module.bias is None else tensors(f"{name}.bias")
         if module.bias is not None and (bias is None or bias.shape != weight.shape[:1]):
             raise FewbitError(f"{where}: tensor {name}.bias is missing, or not of {weight.shape[0]} numbers; quantize again")
-        panels, kind = make_panels(weight, None if bias is None else bias.astype(np.float32), name)
+        panels, kind = make_panels(weight, None if bias is None else bias.astype(np.float32), name, memory)
         model.set_submodule(name, QuantLinear(panels, kind, **options))
 
 
