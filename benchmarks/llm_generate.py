@@ -27,7 +27,7 @@ from fewbit.llm.linear import QuantLinear
 from fewbit.llm.loading import load
 from fewbit.llm.packed import Layer, Recipe
 
-TOKENS, TURNS = 64, 7
+TOKENS, TURNS = 48, 5
 PROMPT = "The history of the city begins with"
 
 
