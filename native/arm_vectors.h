@@ -8,7 +8,8 @@ namespace fewbit {
 namespace {
 
 struct Vector128 {
-  static constexpr int LANES = 4, ROWS = 4, COLS = 4, TOGETHER = 4;
+  static constexpr int LANES = 4, ROWS = 4, COLS = 4, TOGETHER = 4, TILE = 4, BYTE_ZERO = 128;
+  static constexpr bool WIDE = false;
   using Codes = int32x4_t;
   using Floats = float32x4_t;
 
@@ -25,6 +26,30 @@ struct Vector128 {
     const int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(w);
     return vaddq_s32(s, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
   }
+  template <int SHIFT, int MASK>
+  static Codes field(Codes w) {
+    uint32x4_t bits = vreinterpretq_u32_s32(w);
+    if constexpr (SHIFT > 0) bits = vshrq_n_u32(bits, SHIFT);
+    return vandq_s32(vreinterpretq_s32_u32(bits), vreinterpretq_s32_u8(vdupq_n_u8(MASK)));
+  }
+  template <int N>
+  static Codes shift_left(Codes w) { return vshlq_n_s32(w, N); }
+  template <int J>
+  static Codes lowest_byte(Codes w) {
+    uint32x4_t bits = vreinterpretq_u32_s32(w);
+    if constexpr (J > 0) bits = vshrq_n_u32(bits, 8 * J);
+    return vandq_s32(vreinterpretq_s32_u32(bits), vdupq_n_s32(255));
+  }
+  static Codes either(Codes a, Codes b) { return vorrq_s32(a, b); }
+  static Codes load_bytes(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+  }
+  static Codes subtract(Codes a, Codes b) { return vsubq_s32(a, b); }
+  static Codes multiply(Codes a, Codes b) { return vmulq_s32(a, b); }
+  static int8x16_t bytes(Codes c) { return vreinterpretq_s8_s32(c); }
+  static int8x16_t around_128(Codes w) { return veorq_s8(bytes(w), vdupq_n_s8(-128)); }  // w - 128
   template <class T>
   static void own(T& v) { asm("" : "+w"(v)); }
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+w"(x), "+w"(w)); }
@@ -57,6 +82,10 @@ struct Vector128 {
   static Floats add_floats(Floats a, Floats b) { return vaddq_f32(a, b); }
   static Floats multiply_add(Floats s, Floats x, Floats w) { return vfmaq_f32(s, x, w); }
   static void store_floats(Floats f, float* y) { vst1q_f32(y, f); }
+  static Floats load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+  static Floats to_floats(Codes c) { return vcvtq_f32_s32(c); }
+  static Floats splat_float(float v) { return vdupq_n_f32(v); }
+  static Floats multiply_floats(Floats a, Floats b) { return vmulq_f32(a, b); }
 };
 
 struct Shorts128 {

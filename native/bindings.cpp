@@ -350,6 +350,8 @@ int import_numpy() {
 
 }  // namespace
 
+void bind_grouped(nb::module_& m);  // bindings_grouped.cpp
+
 NB_MODULE(_native, m) {
   m.doc() = "Runs flat programs with the CPU's best instruction set.";
   if (import_numpy() < 0) throw nb::python_error();
@@ -357,6 +359,7 @@ NB_MODULE(_native, m) {
   PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw nb::python_error();
   m.attr("Engine") = nb::steal<nb::object>(type);
+  bind_grouped(m);
   m.def("available", [] {
     std::vector<std::string> names;
     for (const auto* k : fewbit::available()) names.push_back(k->name);

@@ -23,9 +23,11 @@ struct Cpu {
 #if defined(FEWBIT_X86)
     __builtin_cpu_init();
     avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    avx2 = avx2 && __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);  // F16C, which every CPU with AVX2 has
     avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    unsigned a = 0, b = 0, c = 0, d = 0;  // GCC 12 has no name for AVX-VNNI: leaf 7, subleaf 1, EAX bit 4
+    a = b = c = d = 0;  // GCC 12 has no name for AVX-VNNI: leaf 7, subleaf 1, EAX bit 4
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #elif defined(FEWBIT_ARM64) && defined(__linux__)
     neondot = getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "grouped.h"
+
 namespace fewbit {
 
 constexpr int BLOCK = 16;  // outputs of a packed weight block, and the granule of a row
@@ -88,6 +90,12 @@ struct Kernels {
   void (*widen)(Type, const char* x, int16_t* y, ptrdiff_t n);
   void (*binary)(Binary, const float* a, const float* b, float* y, ptrdiff_t n);
   void (*unary)(Unary, float alpha, const float* x, float* y, ptrdiff_t n);
+
+  // Blocks first to last - 1 of 16 outputs, for all tokens, quantized or floats. y: float32 [rows][out]
+  int tile;  // tokens at once (tile_of)
+  void (*grouped)(const Grouped&, const Tokens&, int first, int last, float* y);
+  void (*grouped_floats)(const Grouped&, const Tokens&, int first, int last, float* y);
+  void (*quantize_group)(const float* x, int n, int8_t* codes, float& scale, int32_t& sum);
 
   double (*peak)(long rounds);  // multiply-accumulates done by `rounds` of the 8-bit product on registers alone
 };

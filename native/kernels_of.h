@@ -2,6 +2,7 @@
 #pragma once
 #include "flat_loop.h"
 #include "float_loop.h"
+#include "grouped_loop.h"
 #include "linear_loop.h"
 #include "table_loop.h"
 
@@ -29,6 +30,10 @@ constexpr Kernels kernels_of(const char* name, Bytes bytes, bool signed_bytes = 
   k.widen = widen_flat;
   k.binary = binary_flat;
   k.unary = unary_flat;
+  k.tile = V::TILE;
+  k.grouped = grouped<V, false>;
+  k.grouped_floats = grouped<V, true>;
+  k.quantize_group = quantize_group;
   k.peak = peak<V>;
   return k;
 }

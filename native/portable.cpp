@@ -8,8 +8,8 @@ namespace fewbit {
 namespace {
 
 struct Vector {
-  static constexpr int LANES = 16, ROWS = 4, COLS = 1, BEST = 4, TOGETHER = 0;
-  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = false;
+  static constexpr int LANES = 16, ROWS = 4, COLS = 1, BEST = 4, TOGETHER = 0, TILE = 1, BYTE_ZERO = 0;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = false, WIDE = false;
   struct Codes { int32_t v[16]; };
   struct Floats { float v[16]; };
 
@@ -52,6 +52,20 @@ struct Vector {
       return (int32_t)((uint32_t)s.v[i] + p + q);
     });
   }
+  template <int SHIFT, int MASK>
+  static Codes field(const Codes& w) { return each([&](int i) { return (int32_t)((uint32_t)w.v[i] >> SHIFT & MASK * 0x01010101u); }); }
+  template <int N>
+  static Codes shift_left(const Codes& w) { return each([&](int i) { return (int32_t)((uint32_t)w.v[i] << N); }); }
+  template <int J>
+  static Codes lowest_byte(const Codes& w) { return each([&](int i) { return w.v[i] >> 8 * J & 255; }); }
+  static Codes either(const Codes& a, const Codes& b) { return each([&](int i) { return a.v[i] | b.v[i]; }); }
+  static Codes load_bytes(const uint8_t* p) { return each([&](int i) { return (int32_t)p[i]; }); }
+  static Codes subtract(const Codes& a, const Codes& b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
+  static Codes multiply(const Codes& a, const Codes& b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
+  static Codes byte_dot(const Codes& s, const Codes& w, const char* x) { return dot4(s, w, broadcast(x)); }
+  static Codes small_dot(const Codes& s, const Codes& w0, const Codes& w1, const char* x0, const char* x1) {
+    return byte_dot(byte_dot(s, w0, x0), w1, x1);
+  }
   static Codes best_dot(const Codes& s, const Codes& x, const Codes& w) { return dot4(s, x, w); }
   template <class T>
   static void own(T&) {}
@@ -93,6 +107,16 @@ struct Vector {
     for (int i = 0; i < 16; i++) s.v[i] += x.v[i] * w.v[i];
     return s;
   }
+  template <class F>
+  static Floats floats(F f) {
+    Floats v;
+    for (int i = 0; i < 16; i++) v.v[i] = f(i);
+    return v;
+  }
+  static Floats load_half(const uint16_t* p) { return floats([&](int i) { return half(p[i]); }); }
+  static Floats to_floats(const Codes& c) { return floats([&](int i) { return (float)c.v[i]; }); }
+  static Floats splat_float(float v) { return floats([&](int) { return v; }); }
+  static Floats multiply_floats(const Floats& a, const Floats& b) { return floats([&](int i) { return a.v[i] * b.v[i]; }); }
   static void store_floats(const Floats& f, float* y) { memcpy(y, &f, sizeof f); }
 };
 

@@ -1,4 +1,5 @@
-// Runs files of cases without Python, for emulators, sanitizers and fuzzing: runner FILE [--fuzz SEED ROUNDS].
+// Runs files of cases without Python, for emulators, sanitizers and fuzzing: runner FILE [--fuzz SEED ROUNDS], or
+// runner --grouped SEED CASES.
 //
 // A file: int64 count of cases, then of each: its program, rows, the inputs (count; type and bytes), the expected outputs
 // (count; bytes); bytes are an int64 length and content. Every instruction set of this CPU must give every byte.
@@ -120,7 +121,10 @@ int fuzz(const std::vector<Case>& cases, unsigned seed, int rounds) {
 
 }  // namespace
 
+int check_grouped(unsigned seed, int cases);  // runner_grouped.cpp
+
 int main(int argc, char** argv) {
+  if (argc == 4 && !strcmp(argv[1], "--grouped")) return check_grouped((unsigned)atoi(argv[2]), atoi(argv[3]));
   if (argc != 2 && argc != 5) return fprintf(stderr, "runner FILE [--fuzz SEED ROUNDS]\n"), 2;
   const auto cases = read(argv[1]);
   return argc == 2 ? check(cases) : fuzz(cases, (unsigned)atoi(argv[3]), atoi(argv[4]));

@@ -7,8 +7,8 @@ namespace fewbit {
 namespace {
 
 struct Vector {
-  static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4, TOGETHER = 4;
-  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = true;
+  static constexpr int LANES = 16, ROWS = 6, COLS = 4, BEST = 4, TOGETHER = 4, TILE = 8;
+  static constexpr bool HAS_BYTES = true, HAS_NIBBLES = true, WIDE = true;
   using Codes = __m512i;
   using Floats = __m512;
 
@@ -28,6 +28,19 @@ struct Vector {
   template <int N>
   static Codes shift_right(Codes s) { return _mm512_srai_epi32(s, N); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm512_dpwssd_epi32(s, x, w); }
+  static constexpr int BYTE_ZERO = 0;
+  static Codes small_dot(Codes s, Codes w0, Codes w1, const char* x0, const char* x1) {
+    return dot4(dot4(s, w0, broadcast(x0)), w1, broadcast(x1));
+  }
+  static Codes byte_dot(Codes s, Codes w, const char* x) { return dot4(s, w, broadcast(x)); }
+  template <int SHIFT, int MASK>
+  static Codes field(Codes w) { return _mm512_and_si512(SHIFT ? _mm512_srli_epi32(w, SHIFT) : w, _mm512_set1_epi8(MASK)); }
+  template <int J>
+  static Codes lowest_byte(Codes w) { return _mm512_and_si512(_mm512_srli_epi32(w, 8 * J), _mm512_set1_epi32(255)); }
+  static Codes either(Codes a, Codes b) { return _mm512_or_si512(a, b); }
+  static Codes load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Codes subtract(Codes a, Codes b) { return _mm512_sub_epi32(a, b); }
+  static Codes multiply(Codes a, Codes b) { return _mm512_mullo_epi32(a, b); }
   static Codes best_dot(Codes s, Codes x, Codes w) { return dot4(s, x, w); }
   template <class T>
   static void own(T& v) { asm("" : "+v"(v)); }
@@ -67,6 +80,10 @@ struct Vector {
   static Floats add_floats(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static Floats multiply_add(Floats s, Floats x, Floats w) { return _mm512_fmadd_ps(x, w, s); }
   static void store_floats(Floats f, float* y) { _mm512_storeu_ps(y, f); }
+  static Floats load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Floats to_floats(Codes c) { return _mm512_cvtepi32_ps(c); }
+  static Floats splat_float(float v) { return _mm512_set1_ps(v); }
+  static Floats multiply_floats(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 };
 
 struct Segments {

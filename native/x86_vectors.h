@@ -8,8 +8,8 @@ namespace fewbit {
 namespace {
 
 struct Vector256 {
-  static constexpr int LANES = 8, COLS = 4, TOGETHER = 4;
-  static constexpr bool HAS_BYTES = true;
+  static constexpr int LANES = 8, COLS = 4, TOGETHER = 4, TILE = 4;
+  static constexpr bool HAS_BYTES = true, WIDE = false;
   using Codes = __m256i;
   using Floats = __m256;
 
@@ -24,6 +24,14 @@ struct Vector256 {
   template <int N>
   static Codes shift_right(Codes s) { return _mm256_srai_epi32(s, N); }
   static Codes dot2(Codes s, Codes x, Codes w) { return _mm256_add_epi32(s, _mm256_madd_epi16(x, w)); }
+  template <int SHIFT, int MASK>
+  static Codes field(Codes w) { return _mm256_and_si256(SHIFT ? _mm256_srli_epi32(w, SHIFT) : w, _mm256_set1_epi8(MASK)); }
+  template <int J>
+  static Codes lowest_byte(Codes w) { return _mm256_and_si256(_mm256_srli_epi32(w, 8 * J), _mm256_set1_epi32(255)); }
+  static Codes either(Codes a, Codes b) { return _mm256_or_si256(a, b); }
+  static Codes load_bytes(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  static Codes subtract(Codes a, Codes b) { return _mm256_sub_epi32(a, b); }
+  static Codes multiply(Codes a, Codes b) { return _mm256_mullo_epi32(a, b); }
   template <class T>
   static void own(T& v) { asm("" : "+x"(v)); }
   static void keep(Codes& x, Codes& w) { asm volatile("" : "+x"(x), "+x"(w)); }
@@ -59,6 +67,10 @@ struct Vector256 {
   static Floats add_floats(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   static Floats multiply_add(Floats s, Floats x, Floats w) { return _mm256_fmadd_ps(x, w, s); }
   static void store_floats(Floats f, float* y) { _mm256_storeu_ps(y, f); }
+  static Floats load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Floats to_floats(Codes c) { return _mm256_cvtepi32_ps(c); }
+  static Floats splat_float(float v) { return _mm256_set1_ps(v); }
+  static Floats multiply_floats(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 };
 
 struct Shorts256 {

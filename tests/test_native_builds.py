@@ -53,6 +53,18 @@ def test_fuzzed_programs_are_run_or_refused(sanitized, cases):
     assert ran > 500 and refused > 5000
 
 
+def grouped(*command: str) -> list[str]:
+    """Grouped weights on every instruction set against a plain loop; the instruction sets."""
+    done = subprocess.run([*command, "--grouped", "3", "150"], capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout.rsplit("differ: ", 1)[1].split()
+
+
+def test_sanitizers_find_nothing_in_grouped_weights(sanitized):
+    assert grouped(sanitized)[-1] == "portable"
+
+
 @pytest.mark.skipif(not all(map(shutil.which, ARM)), reason="NEON needs Debian's g++-aarch64-linux-gnu and qemu-user")
 def test_arm_in_an_emulator(tmp_path, cases):
     arm = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={ARM[0]}")
@@ -61,5 +73,6 @@ def test_arm_in_an_emulator(tmp_path, cases):
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["neondot", "neon", "portable"]
+    assert grouped(ARM[1], "-cpu", "max", runner) == ["neondot", "neon", "portable"]
     plain = subprocess.run([ARM[1], "-cpu", "cortex-a53", runner, str(cases)], capture_output=True, text=True)
     assert plain.returncode == 0 and not plain.stdout.startswith("neondot"), plain.stdout + plain.stderr

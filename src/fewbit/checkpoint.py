@@ -13,6 +13,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2")
 MAX_HEADER = 100 << 20  # the safetensors library's own limit
 BUFFERS = re.compile(r"(\.attn\.(bias|masked_bias)|position_ids|inv_freq)$")  # saved beside the weights, and no weights
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+SIZES = DTYPES | {"U8": 1, "I8": 1}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,16 @@ def shards(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor, from 8 bytes of length and that much JSON; the weights are not read."""
+    """Name -> shape of every tensor of a float checkpoint; the weights are not read."""
+    header, _ = entries(path)
+    packed = [f"{k[:80]} is {v['dtype']}" for k, v in header.items() if v["dtype"] not in DTYPES and not BUFFERS.search(k)]
+    if packed:
+        raise FewbitError(f"{path}: already quantized ({packed[0]}); give the float checkpoint")
+    return {k: tuple(v["shape"]) for k, v in header.items() if not BUFFERS.search(k)}
+
+
+def entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """(name -> dtype, shape, data_offsets of every tensor; where the data begin), from 8 bytes of length and that much JSON."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -103,22 +113,22 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        shapes = {k: _shape(v) for k, v in header.items()}
+        for v in header.values():
+            _shape(v)
         total = sum(v["data_offsets"][1] - v["data_offsets"][0] for v in header.values())
-        packed = [f"{k[:80]} is {v['dtype']}" for k, v in header.items() if v["dtype"] not in DTYPES and not BUFFERS.search(k)]
+        inside = all(v["data_offsets"][1] <= size - 8 - length for v in header.values())
+        assert all(isinstance(v["dtype"], str) for v in header.values())
     except Exception:
         raise FewbitError(f"{path}: its safetensors header is damaged; download it again") from None
-    if total != size - 8 - length:
+    if total != size - 8 - length or not inside:
         raise FewbitError(f"{path}: its header declares {total} bytes of weights, {size - 8 - length} follow; download it again")
-    if packed:
-        raise FewbitError(f"{path}: already quantized ({packed[0]}); give the float checkpoint")
-    return {k: v for k, v in shapes.items() if not BUFFERS.search(k)}
+    return header, 8 + length
 
 
 def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(d) is int and d >= 0 for d in (*shape, start, end)):
         raise ValueError
-    if entry["dtype"] in DTYPES and end - start != math.prod(shape) * DTYPES[entry["dtype"]]:
+    if end < start or (entry["dtype"] in SIZES and end - start != math.prod(shape) * SIZES[entry["dtype"]]):
         raise ValueError
     return shape
