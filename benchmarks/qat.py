@@ -12,7 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
+import onnx_ir as ir
+
 import fewbit
+from fewbit.engine.load import quickest
 from fewbit.training import Training
 
 CASES = [
@@ -20,23 +24,41 @@ CASES = [
     ("tqc/HalfCheetah-v3", "HalfCheetah-v5", "int3"),
     ("sac/HalfCheetah-v3", "HalfCheetah-v5", "int2"),
     ("go1", "robots:UnitreeGo1-v0", "int4"),
+    ("g1", "robots:UnitreeG1-v0", "int4"),
+    ("g1", "robots:UnitreeG1-v0", "int3"),
     ("dqn/LunarLander-v2", "LunarLander-v3", "int4"),
     ("tqc/HalfCheetah-v3", "HalfCheetah-v5", "int2"),
     ("tqc/HalfCheetah-v3", "HalfCheetah-v5", "int4"),
     ("sac/HalfCheetah-v3", "HalfCheetah-v5", "int3"),
 ]
 METHODS = ("smooth+gptq", "qat")
+ROBOTS = {"go1": "go1/policy.onnx", "g1": "g1/motion.pt"}
 
 
-def row(agent: str, env: str, weights: str, method: str, path: Path, steps: int, cap: int) -> dict:
+def row(agent: str, env: str, weights: str, method: str, path: Path, steps: int, cap: int, part: Path) -> dict:
     start, cpu = time.perf_counter(), time.process_time()
     scheme = fewbit.Scheme(weights, method=method)
-    made = fewbit.quantize(path, env, scheme=scheme, keep=0.95, episodes=cap, training=Training(steps=steps))
+    trust, how = path.suffix == ".pt", Training(steps=steps, checkpoint=part)
+    made = fewbit.quantize(path, env, scheme=scheme, keep=0.95, episodes=cap, training=how, trust_torchscript=trust)
     names = ("kept", "kept_ci95", "verdict", "fidelity_met", "return_float", "return_quantized", "packed_bytes", "seeds")
     record = {k: made.record["evidence"][k] for k in names}
     spent = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     training = {k: v for k, v in made.record.get("training", {}).items() if k != "rounds"}
+    record |= {"falls": falls(made.model, env, record["seeds"])} if agent in ROBOTS else {}
     return {"agent": agent, "weights": weights, "method": method, "training": training} | spent | record
+
+
+def falls(model: ir.Model, env: str, seeds: list[int]) -> int:
+    """Episodes of seeds first to last that ended before their time."""
+    policy, robot, count = quickest(model), gymnasium.make(env), 0
+    for seed in range(seeds[0], seeds[1] + 1):
+        policy.reset()
+        observation, done, fallen = robot.reset(seed=seed)[0], False, False
+        while not done:
+            observation, _, fallen, late, _ = robot.step(policy(observation))
+            done = fallen or late
+        count += fallen
+    return count
 
 
 def table(path: Path) -> None:
@@ -82,9 +104,11 @@ def main() -> None:
     for agent, env, weights in CASES:
         if (a.only and agent not in a.only) or (a.weights and weights not in a.weights):
             continue
-        path = a.robots / "go1/policy.onnx" if agent == "go1" else a.zoo / agent / f"{Path(agent).name}.zip"
+        path = a.robots / ROBOTS[agent] if agent in ROBOTS else a.zoo / agent / f"{Path(agent).name}.zip"
         for method in a.methods:
-            record = row(agent, env, weights, method, path, a.steps, a.cap)
+            part = a.o.with_name(f".{a.o.name}.part")  # a benchmark that was killed goes on from here
+            record = row(agent, env, weights, method, path, a.steps, a.cap, part)
+            part.unlink(missing_ok=True)
             print(agent, weights, method, record["kept"], record["kept_ci95"], record["cpu_seconds"], flush=True)
             with a.o.open("a") as out:
                 out.write(json.dumps(record) + "\n")

@@ -13,12 +13,14 @@ import onnx_ir as ir
 
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
+from fewbit.engine.state import states
 from fewbit.graph import calibrate, qdq
 from fewbit.graph.fold import const
-from fewbit.graph.layers import LAYERS, layers
+from fewbit.graph.layers import LAYERS, head, layers
 from fewbit.graph.quantize import prepare
 from fewbit.numerics.formats import INTEGERS
-from fewbit.train.qat import Layer, Start, Trainable
+from fewbit.train.qat import Layer, Start, Trainable, needed
+from fewbit.train.unroll import Recurrent, remembering
 
 RAW = ".raw"  # the key of what the last layer makes
 START = "smooth+clip"  # how the file is written before training
@@ -37,8 +39,9 @@ class Student:
 
     @property
     def raw(self) -> str:
-        """The register of what the last layer makes."""
-        return [s.out for s in self.module.body if isinstance(s, Linear)][-1]
+        """The register of what the last layer before the action makes."""
+        leading = needed(self.module.body, self.module.program.outputs[:1])
+        return [s.out for s in self.module.body if isinstance(s, Linear) and s.out in leading][-1]
 
     def artifact(self) -> ir.Model:
         """A copy of the QDQ graph with the codes and scales that the module has now."""
@@ -76,7 +79,9 @@ def student(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme
         assert weight is not None and scale is not None
         starts[name] = Start(weight, np.zeros(len(weight), np.float32) if bias is None else bias, scale, size, fmt)
         weights[name] = (inputs[1].name or "", inputs[2].name or "" if len(inputs) > 2 and inputs[2] is not None else "")  # type: ignore[union-attr]
-    return Student(Trainable(lower(model), starts), floats, model, ready.moved, weights)
+    program = lower(model)
+    module = Recurrent(program, starts) if program.state else Trainable(program, starts)
+    return Student(module, floats, model, ready.moved, weights)
 
 
 def _rms(gram: np.ndarray) -> float:
@@ -120,13 +125,16 @@ def _set(value: ir.Value, array: np.ndarray) -> None:
 
 
 def teacher(original: ir.Model) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """What the float graph wants of observations [n, ...]: its outputs that are numbers, and what its last layer makes."""
-    last = layers(original)[-1].node.outputs[0].name or ""
+    """What the float graph wants of observations [n, ...]: its outputs that are numbers, and what its last layer makes.
+
+    One that remembers does so by itself, from the first observation of each episode on.
+    """
+    last = head(original).node.outputs[0].name or ""
     names = [o.name or "" for o in original.graph.outputs if o.dtype == ir.DataType.FLOAT]
     runner = calibrate.session(calibrate.with_outputs(original, [last]))
+    held = states(original, {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()})
 
     def wanted(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made = dict(zip([*names, RAW], runner.run([*names, last], feeds), strict=True))
-        return made
+        return dict(zip([*names, RAW], runner.run([*names, last], feeds), strict=True))
 
-    return wanted
+    return (lambda feeds: remembering(wanted, held, feeds)) if held else wanted

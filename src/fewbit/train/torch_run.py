@@ -8,6 +8,7 @@ equation 3): it comes out of dividing by the scale before the rounding and multi
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fewbit.errors import MissingExtra
@@ -72,21 +73,20 @@ class _Round(torch.autograd.Function):
 
 
 class _Requantize(torch.autograd.Function):
-    """S3 and S4 of float64 accumulators [n, ..., out] by ratios [out] or []; float32 steps. Gradients for both."""
+    """S3 and S4 of float64 accumulators by one ratio, multiplier as S3 has it; float32 steps."""
 
     @staticmethod
-    def forward(ctx: Any, acc: torch.Tensor, ratio: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
-        y = (acc * fixed(ratio, bits)).round_()
+    def forward(ctx: Any, acc: torch.Tensor, ratio: float, multiplier: float, low: float, high: float) -> torch.Tensor:
+        y = (acc * multiplier).round_()
         saturated = y.clamp(low, high)
-        ctx.save_for_backward(acc, ratio, y == saturated)
+        ctx.ratio = ratio
+        ctx.save_for_backward(y == saturated)
         return saturated.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        acc, ratio, inside = ctx.saved_tensors
-        g = gradients[0] * inside
-        by_ratio = (g * acc.float()).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return (g * ratio.float()).double(), None if by_ratio is None else by_ratio.double(), None, None, None
+        (inside,) = ctx.saved_tensors
+        return (gradients[0] * inside).mul_(ctx.ratio).double(), None, None, None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -118,14 +118,14 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, steps: torch.Tensor, table: torch.Tensor, slope: torch.Tensor, lowest: int) -> torch.Tensor:
-        index = steps.long() - lowest
+        index = (steps.long() - lowest).flatten()
         ctx.save_for_backward(index, slope)
-        return table[index]
+        return table.index_select(0, index).view(steps.shape)  # faster than table[index]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         index, slope = ctx.saved_tensors
-        return gradients[0] * slope[index], None, None, None
+        return gradients[0] * slope.index_select(0, index).view(gradients[0].shape), None, None, None
 
 
 def fixed(ratio: torch.Tensor, bits: int) -> torch.Tensor:
@@ -134,6 +134,11 @@ def fixed(ratio: torch.Tensor, bits: int) -> torch.Tensor:
     m = torch.round(fraction * 2.0**bits)
     shift = bits - exponent - (m == 2.0**bits).to(exponent.dtype)
     return torch.where(shift > 62, 0.0, m * (ratio / fraction) * 2.0**-bits)
+
+
+@lru_cache(maxsize=1024)
+def _constant(ratio: float, bits: int) -> float:
+    return float(fixed(torch.tensor(ratio, dtype=torch.float64), bits))
 
 
 def round_to(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -163,7 +168,7 @@ def linear(
 def rescale(x: torch.Tensor, ratio: float, out: Reading, bound: int = ADD_BOUND, bits: int = 22) -> torch.Tensor:
     """S3 and S4 of integers x by one ratio."""
     precision = min(bits, 53 - max(bound.bit_length(), 1))
-    return _Requantize.apply(x.double(), torch.tensor(ratio, dtype=torch.float64), precision, out.low, out.high)
+    return _Requantize.apply(x.double(), ratio, _constant(ratio, precision), out.low, out.high)
 
 
 def add(a: Codes, b: Codes, out: Reading, m_a: int, m_b: int, shift: int) -> torch.Tensor:

@@ -1,0 +1,180 @@
+"""Networks that remember, trained over stretches of their own episodes: truncated backpropagation through time.
+
+A stretch starts from what the student itself would remember there: before every round it walks all its episodes again, from their
+first step on, with the weights that it has by then. What was remembered when the states were collected would be that of an older
+student, round after round more so (Kapturowski et al. 2019, R2D2, who burn in at every update instead: a walk a round costs less
+than that, and is exact at its beginning). Inside a stretch the codes that leave a step enter the next one, and the gradient goes
+back the same way to the first.
+
+Only what the memory needs is walked step by step; layers before and behind it take all the steps of a batch at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fewbit.engine.policy import EPISODE
+from fewbit.engine.program import Linear, Program, State, Step
+from fewbit.train.qat import Start, Trainable, needed, reads
+from fewbit.train.torch_ops import Tensor
+from fewbit.train.torch_run import Codes, torch
+
+TIME = ".time"  # int64 [n]: a row's step in its episode; the rows of an episode lie together, in order
+Feeds = dict[str, np.ndarray]
+Rows = dict[str, Tensor]
+
+
+class Recurrent(Trainable):
+    """A Trainable whose rows are steps of episodes: run takes [steps, stretches, ...] and gives registers [steps * stretches, ...]."""
+
+    def __init__(self, program: Program, starts: dict[str, Start]):
+        super().__init__(program, starts)
+        state = self.program.state
+        self.before, self.loop, self.behind = _parts(self.body, {s.input for s in state}, {s.output for s in state})
+        looped, left = {s.out for s in self.loop} | {s.input for s in state}, {s.output for s in state}
+        self.taken = (left | {i for s in self.loop for i in reads(s)}) - looped - self.program.constants.keys()
+        self.kept = (left | {i for s in self.behind for i in reads(s)}) & looped
+        self.ready: dict[str, tuple[Any, ...]] = {}
+
+    def enter(self, feeds: Feeds) -> Feeds:
+        return super().enter(feeds) | ({TIME: times(feeds[EPISODE])} if EPISODE in feeds else {})
+
+    def forward(self, feeds: Rows) -> dict[str, Any]:
+        """One step, given what is remembered before it."""
+        entered = self.enter({k: v.detach().numpy() for k, v in feeds.items()})
+        return self.run({k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in entered.items()})
+
+    def run(self, entered: Rows) -> dict[str, Any]:
+        self.ready = {}
+        count = next(iter(entered.values())).shape[1]
+        held = {s.input for s in self.program.state}
+        state = {k: self._entered(k, v[0]) for k, v in entered.items() if k in held}
+        registers = self._whole({k: v.flatten(0, 1) for k, v in entered.items() if k not in held})
+        parts = {k: _each(registers[k], lambda v: v.split(count)) for k in self.taken}
+        made: dict[str, list[Any]] = {k: [] for k in self.kept}
+        for k in range(len(next(iter(entered.values())))):
+            r = self._one({name: part[k] for name, part in parts.items()} | state)
+            for name, values in made.items():
+                values.append(r[name])
+            state = {s.input: r[s.output] for s in self.program.state}
+        registers |= {name: _joined(values) for name, values in made.items()}
+        for step in self.behind:
+            registers[step.out] = self._step(step, registers)
+        return registers
+
+    def _whole(self, entered: Rows) -> dict[str, Any]:
+        """Constants, what entered, and what is made of it without the memory."""
+        registers = {k: self._entered(k, v) for k, v in entered.items() if k != TIME}
+        for name, array in self.program.constants.items():
+            registers[name] = self._entered(name, torch.from_numpy(np.ascontiguousarray(array)))
+        for step in self.before:
+            registers[step.out] = self._step(step, registers)
+        return registers
+
+    def _one(self, registers: dict[str, Any]) -> dict[str, Any]:
+        """One step of the loop."""
+        for name, array in self.program.constants.items():
+            registers[name] = self._entered(name, torch.from_numpy(np.ascontiguousarray(array)))
+        for step in self.loop:
+            registers[step.out] = self._step(step, registers)
+        return registers
+
+    def _weights(self, step: Linear, x: Codes) -> tuple[Any, ...]:
+        """Once for all the steps of a run."""
+        if step.out not in self.ready:
+            self.ready[step.out] = super()._weights(step, x)
+        return self.ready[step.out]
+
+    def draw(self, rows: Rows, count: int, length: int, generator: torch.Generator) -> Tensor:
+        """[steps, count]: rows of `count` stretches of `length` steps, or of the longest episode's where all are shorter."""
+        time = rows[f"x.{TIME}"]
+        length = min(length, int(time.max()) + 1, len(time))
+        starts = torch.nonzero(time[length - 1 :] - time[: len(time) - length + 1] == length - 1)[:, 0]
+        chosen = starts[torch.randint(len(starts), (count,), generator=generator)]
+        return chosen + torch.arange(length)[:, None]
+
+    def all(self, rows: Rows) -> Tensor:
+        """[steps, episodes]: every row, of episodes of one length."""
+        return torch.from_numpy(np.stack(list(lockstep(rows[f"x.{TIME}"].numpy()))))
+
+    def refresh(self, rows: Rows) -> None:
+        """What the student remembers in every row, by walking all episodes at once from their first step on."""
+        self.ready, state = {}, {}
+        time = rows[f"x.{TIME}"]
+        with torch.no_grad():
+            for index in map(torch.from_numpy, lockstep(time.numpy())):
+                state = {k: _each(v, lambda a, n=len(index): [a[:n]])[0] for k, v in state.items()} or self._first(rows, index)  # type: ignore[misc]
+                for name, value in state.items():
+                    rows[f"x.{name}"][index] = _stored(value).to(rows[f"x.{name}"].dtype)
+                entered = {k[2:]: v[index] for k, v in rows.items() if k.startswith("x.") and k[2:] not in state}
+                r = self._one(self._whole(entered) | state)
+                state = {s.input: r[s.output] for s in self.program.state}
+
+    def _first(self, rows: Rows, index: Tensor) -> dict[str, Any]:
+        """An episode's first state; of one whose beginning is not kept any more, what was remembered there."""
+        begins = rows[f"x.{TIME}"][index] == 0
+        found = {}
+        for s in self.program.state:
+            before, initial = rows[f"x.{s.input}"][index], torch.from_numpy(np.array(s.initial))
+            where = begins.reshape(-1, *[1] * initial.ndim)
+            found[s.input] = self._entered(s.input, torch.where(where, initial.to(before.dtype), before))
+        return found
+
+
+def times(episodes: np.ndarray) -> np.ndarray:
+    """int64 [n]: the step within its own episode, of rows that lie together."""
+    place = np.arange(len(episodes))
+    begins = np.diff(episodes, prepend=episodes[:1] - 1) != 0
+    return place - np.maximum.accumulate(np.where(begins, place, 0))
+
+
+def lockstep(time: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows that are their episodes' first, then the second ones and so on, the longest episodes first."""
+    begins = np.flatnonzero(np.diff(time, prepend=-2) != 1)
+    lengths = np.diff([*begins, len(time)])
+    order = np.argsort(-lengths, kind="stable")
+    begins, lengths = begins[order], lengths[order]
+    for k in range(lengths[0]):
+        yield begins[: int((lengths > k).sum())] + k
+
+
+def remembering(run: Callable[[Feeds], Feeds], states: Sequence[State], feeds: Feeds) -> Feeds:
+    """What run makes of every row of feeds, where it remembers by itself from each episode's first row on."""
+    made: Feeds = {}
+    state: Feeds = {}
+    held = {s.input for s in states} | {EPISODE}
+    for index in lockstep(times(feeds[EPISODE])):
+        state = {k: v[: len(index)] for k, v in state.items()} or {s.input: np.stack([s.initial] * len(index)) for s in states}
+        found = run({k: v[index] for k, v in feeds.items() if k not in held} | state)
+        state = {s.input: found[s.output] for s in states}
+        for name, value in found.items():
+            if name not in made:
+                made[name] = np.zeros((len(feeds[EPISODE]), *value.shape[1:]), value.dtype)
+            made[name][index] = value
+    return made
+
+
+def _parts(body: list[Step], inputs: set[str], outputs: set[str]) -> tuple[list[Step], list[Step], list[Step]]:
+    """(steps that read nothing of the memory, steps from memory to memory, the others)."""
+    reached, leading = set(inputs), needed(body, outputs)
+    for step in body:
+        reached |= {step.out} if any(i in reached for i in reads(step)) else set()
+    before = [s for s in body if s.out not in reached]
+    loop = [s for s in body if s.out in reached and s.out in leading]
+    return before, loop, [s for s in body if s.out in reached and s.out not in leading]
+
+
+def _each(value: Any, cut: Callable[[Tensor], Sequence[Tensor]]) -> list[Any]:
+    return [Codes(v, value.reading) for v in cut(value.steps)] if isinstance(value, Codes) else list(cut(value))
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], Codes):
+        return Codes(torch.cat([v.steps for v in values]), values[0].reading)
+    return torch.cat(values)
+
+
+def _stored(value: Any) -> Tensor:
+    """As rows keep it: codes, zero point included."""
+    return value.steps + value.reading.zero_point if isinstance(value, Codes) else value
