@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import fewbit
-from fewbit.engine.load import load, quickest
-from fewbit.engine.policy import EPISODE
+from fewbit.engine.load import load
 from fewbit.graph import metadata
 from fewbit.graph.qdq import Scheme
 from fewbit.numerics import affine
@@ -99,8 +98,9 @@ def test_what_is_remembered_is_brought_up_to_the_weights_of_the_round():
     states = walked(made.artifact(), seen, "native")[1]
     for name, held in zip(states[0], made.module.program.state, strict=True):
         want = np.stack([s[name] for s in states], 1).reshape(-1, HIDDEN)
-        scale, zero_point = made.module.program.readings[held.input]
-        assert np.array_equal(rows[f"x.{held.input}"].numpy(), affine.quantize(want, np.float32(scale), zero_point, INTEGERS["int16"]))
+        scale, zero = made.module.program.readings[held.input]
+        codes = affine.quantize(want, np.float32(scale), zero, INTEGERS["int16"])
+        assert np.array_equal(rows[f"x.{held.input}"].numpy(), codes)
     cut = {k: v[13:].clone() for k, v in rows.items()}
     with torch.no_grad():
         for name in [s.input for s in made.module.program.state]:
@@ -212,11 +212,12 @@ class Balancer(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         self.memory, self.head = Linear(2, 16, bias=False), Linear(18, 2)
         with torch.no_grad():
+            self.memory.weight.uniform_(-0.7, 0.7)
             back = torch.linalg.pinv(self.memory.weight)  # [2, 16]: what was remembered, as long as tanh is straight
-            push = torch.cat([torch.tensor([0.3, 25.0]), -20 * back[1]])
+            push = torch.cat([torch.tensor([0.3, 45.0]), -40 * back[1]])
             self.head.weight[:] = torch.stack([-push, push])
             self.head.bias.zero_()
 
@@ -225,12 +226,12 @@ class Balancer(torch.nn.Module):
 
 
 def test_it_learns_from_what_it_meets_itself():
-    """At a width at which rounding drops the pole."""
+    """At a width at which rounding drops the pole; the layer that makes the action is not the graph's last."""
     kept = {}
     for method in ("rtn", "qat"):
         made = fewbit.quantize(
-            Balancer(), "small_envs:Blind-v0", scheme=Scheme("int2", method=method), episodes=20, training=Training(steps=300),
+            Balancer(), "small_envs:Blind-v0", scheme=Scheme("int3", method=method), episodes=20, training=Training(steps=300),
             observation_shape=(2,), state={"h": ("h_next", np.zeros(16, np.float32))},
         )  # fmt: skip
         kept[method] = made.record["evidence"]["kept"]
-    assert kept["rtn"] < 0.6 and kept["qat"] > 0.9, kept
+    assert kept["rtn"] < 0.5 and kept["qat"] > 0.9, kept

@@ -79,8 +79,8 @@ class Layer(torch.nn.Module):
     def codes(self) -> torch.Tensor:
         """float32 [out, in], integers up to most; the negative side has one more where a level counts (as LSQ has)."""
         most = int(self.most)
-        least = -most - 1 if self.format.bits <= FEW else -most
-        return torch_run.round_to(self.weight * torch.exp(-self.log_scale)[:, None], least, most)
+        least = -most - 1 if self.format.bits <= FEW and not self.format.narrow else -most
+        return torch_run.weight_codes(self.weight, self.log_scale, least, most)
 
     def widen(self, bits: int) -> None:
         """Codes of `bits` more than the format has: the range stays, the steps get finer."""
@@ -177,16 +177,16 @@ class Trainable(torch.nn.Module):
                 return Codes(torch_run.round_to(r[step.x] / np.float32(out.scale), out.low, out.high), out)
 
     def _linear(self, step: Linear, x: Codes, out: Reading | None) -> Any:
-        made = torch_run.linear(x, *self._weights(step, x), out)
+        made = torch_run.linear(x.steps, self._dense(step, x.reading, out), out)
         return made if out is None else Codes(made, out)
 
-    def _weights(self, step: Linear, x: Codes) -> tuple[Any, ...]:
-        """Codes [out, in], bias codes, scales, and what no code exceeds."""
+    def _dense(self, step: Linear, read: Reading, out: Reading | None) -> torch_run.Dense:
+        """What the layer's parameters make of it."""
         layer = self.layer(step.layer)
         weight = layer.codes()
         if _channels_last(self.program, step.x):
             weight = weight.reshape(layer.shape).movedim(1, -1).flatten(1)
-        return weight, layer.bias_codes(x.reading.scale), layer.scale(), int(layer.most) + 1
+        return torch_run.dense(weight, layer.bias_codes(read.scale), layer.scale(), int(layer.most) + 1, read, out)
 
     def _function(self, step: Table | Lookup, x: Codes, out: Reading | None) -> Codes:
         assert out is not None
@@ -221,8 +221,8 @@ def _split(program: Program) -> tuple[list[Step], list[Step]]:
 
 def _formats(program: Program) -> dict[str, IntFormat]:
     """Of the registers of codes, those that were only moved too."""
-    made = {s.out: s.format for s in program.steps if isinstance(getattr(s, "format", None), IntFormat)}
-    found: dict[str, IntFormat] = {s.input: made[s.output] for s in program.state if s.output in made}
+    made = {s.out: getattr(s, "format", None) for s in program.steps}
+    found = {s.input: fmt for s in program.state if isinstance(fmt := made.get(s.output), IntFormat)}
     for step in program.steps:
         fmt = getattr(step, "format", None)
         if not isinstance(fmt, IntFormat) and isinstance(step, Float):
@@ -276,6 +276,6 @@ def _gather(steps: torch.Tensor, step: Patches) -> torch.Tensor:
 def _float(step: Float, inputs: list[Any]) -> Any:
     """A float operator; one that only moves values does it with codes."""
     codes = [i for i in inputs if isinstance(i, Codes)]
-    args = [i.steps if isinstance(i, Codes) else torch.as_tensor(i) if isinstance(i, np.ndarray) else i for i in inputs]
+    args = [i.steps if isinstance(i, Codes) else torch.tensor(i) if isinstance(i, np.ndarray) else i for i in inputs]
     made = FLOATS[step.op](step.attributes, *args)
     return Codes(made, codes[0].reading) if codes else made

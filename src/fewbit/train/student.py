@@ -14,7 +14,7 @@ import onnx_ir as ir
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
 from fewbit.engine.state import states
-from fewbit.graph import calibrate, qdq
+from fewbit.graph import calibrate, metadata, qdq
 from fewbit.graph.fold import const
 from fewbit.graph.layers import LAYERS, head, layers
 from fewbit.graph.quantize import prepare
@@ -24,6 +24,7 @@ from fewbit.train.unroll import Recurrent, remembering
 
 RAW = ".raw"  # the key of what the last layer makes
 START = "smooth+clip"  # how the file is written before training
+REMEMBERING = "smooth+clip+gptq"  # where something is remembered; it starts with these codes, which the closed loop already bears
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,22 @@ class Student:
 
 def student(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme) -> Student:
     """Of a float graph and what it was calibrated on: [n, ...] by input."""
-    ready = prepare(original, feeds, replace(scheme, method=START))
+    remembers = bool(metadata.state(original))
+    begin = replace(scheme, method=REMEMBERING if remembers else START)
+    ready = prepare(original, feeds, begin)
     floats = ready.model.clone()
     rms = [_rms(ready.statistics[layer.x.name or ""].gram) for layer in layers(floats)]
-    model = qdq.write(ready.model, ready.ranges, replace(scheme, method=START), ready.statistics)
+    model = qdq.write(ready.model, ready.ranges, begin, ready.statistics)
     quantized = [n for n in model.graph if n.op_type in LAYERS]
     starts, weights, formats = {}, {}, dict(scheme.layers)
     for node, layer, size in zip(quantized, layers(floats), rms, strict=True):
         fmt = INTEGERS[formats.get(node.name or "", scheme.weights)]
         name, inputs = node.outputs[0].name or "", layer.node.inputs
         weight, bias = const(inputs[1]), const(inputs[2]) if len(inputs) > 2 else None
-        scale = const(_constants(node, 1)[1])
-        assert weight is not None and scale is not None
+        codes, scale = (const(v) for v in _constants(node, 1))
+        assert weight is not None and codes is not None and scale is not None
+        if remembers:
+            weight = codes.astype(np.float32) * scale.reshape(-1, *[1] * (codes.ndim - 1))
         starts[name] = Start(weight, np.zeros(len(weight), np.float32) if bias is None else bias, scale, size, fmt)
         weights[name] = (inputs[1].name or "", inputs[2].name or "" if len(inputs) > 2 and inputs[2] is not None else "")  # type: ignore[union-attr]
     program = lower(model)

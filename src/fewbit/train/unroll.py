@@ -18,7 +18,7 @@ from fewbit.engine.policy import EPISODE
 from fewbit.engine.program import Linear, Program, State, Step
 from fewbit.train.qat import Start, Trainable, needed, reads
 from fewbit.train.torch_ops import Tensor
-from fewbit.train.torch_run import Codes, torch
+from fewbit.train.torch_run import Codes, Dense, Reading, torch
 
 TIME = ".time"  # int64 [n]: a row's step in its episode; the rows of an episode lie together, in order
 Feeds = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ Rows = dict[str, Tensor]
 
 
 class Recurrent(Trainable):
-    """A Trainable whose rows are steps of episodes: run takes [steps, stretches, ...] and gives registers [steps * stretches, ...]."""
+    """A Trainable whose rows are steps of episodes: run takes [steps, stretches, ...] and makes [steps * stretches, ...]."""
 
     def __init__(self, program: Program, starts: dict[str, Start]):
         super().__init__(program, starts)
@@ -35,7 +35,7 @@ class Recurrent(Trainable):
         looped, left = {s.out for s in self.loop} | {s.input for s in state}, {s.output for s in state}
         self.taken = (left | {i for s in self.loop for i in reads(s)}) - looped - self.program.constants.keys()
         self.kept = (left | {i for s in self.behind for i in reads(s)}) & looped
-        self.ready: dict[str, tuple[Any, ...]] = {}
+        self.ready: dict[str, Dense] = {}
 
     def enter(self, feeds: Feeds) -> Feeds:
         return super().enter(feeds) | ({TIME: times(feeds[EPISODE])} if EPISODE in feeds else {})
@@ -80,10 +80,10 @@ class Recurrent(Trainable):
             registers[step.out] = self._step(step, registers)
         return registers
 
-    def _weights(self, step: Linear, x: Codes) -> tuple[Any, ...]:
+    def _dense(self, step: Linear, read: Reading, out: Reading | None) -> Dense:
         """Once for all the steps of a run."""
         if step.out not in self.ready:
-            self.ready[step.out] = super()._weights(step, x)
+            self.ready[step.out] = super()._dense(step, read, out)
         return self.ready[step.out]
 
     def draw(self, rows: Rows, count: int, length: int, generator: torch.Generator) -> Tensor:
@@ -100,11 +100,11 @@ class Recurrent(Trainable):
 
     def refresh(self, rows: Rows) -> None:
         """What the student remembers in every row, by walking all episodes at once from their first step on."""
-        self.ready, state = {}, {}
-        time = rows[f"x.{TIME}"]
+        self.ready = {}
+        state: dict[str, Any] = {}
         with torch.no_grad():
-            for index in map(torch.from_numpy, lockstep(time.numpy())):
-                state = {k: _each(v, lambda a, n=len(index): [a[:n]])[0] for k, v in state.items()} or self._first(rows, index)  # type: ignore[misc]
+            for index in map(torch.from_numpy, lockstep(rows[f"x.{TIME}"].numpy())):
+                state = {k: _each(v, lambda a: [a[: len(index)]])[0] for k, v in state.items()} or self._first(rows, index)  # noqa: B023
                 for name, value in state.items():
                     rows[f"x.{name}"][index] = _stored(value).to(rows[f"x.{name}"].dtype)
                 entered = {k[2:]: v[index] for k, v in rows.items() if k.startswith("x.") and k[2:] not in state}
