@@ -20,7 +20,7 @@ from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph import half, metadata, qdq
 from fewbit.graph.fold import const
-from fewbit.graph.layers import layers
+from fewbit.graph.layers import head, layers
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
@@ -115,8 +115,7 @@ def _climb(
             made[chosen] = _artifact(original, feeds, chosen, recipe, how)
         return cost(made[chosen].model, reported)
 
-    head = layers(original.model)[-1].node.name or ""
-    rungs = ladder.rungs(scheme, head, how is not None)
+    rungs = ladder.rungs(scheme, head(original.model).node.name or "", how is not None)
     best, tried = ladder.climb(rungs, lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)

@@ -51,10 +51,11 @@ class Recurrent(Trainable):
         held = {s.input for s in self.program.state}
         state = {k: self._entered(k, v[0]) for k, v in entered.items() if k in held}
         registers = self._whole({k: v.flatten(0, 1) for k, v in entered.items() if k not in held})
+        constants = {k: registers[k] for k in self.program.constants}
         parts = {k: _each(registers[k], lambda v: v.split(count)) for k in self.taken}
         made: dict[str, list[Any]] = {k: [] for k in self.kept}
         for k in range(len(next(iter(entered.values())))):
-            r = self._one({name: part[k] for name, part in parts.items()} | state)
+            r = self._one({name: part[k] for name, part in parts.items()} | constants | state)
             for name, values in made.items():
                 values.append(r[name])
             state = {s.input: r[s.output] for s in self.program.state}
@@ -65,17 +66,14 @@ class Recurrent(Trainable):
 
     def _whole(self, entered: Rows) -> dict[str, Any]:
         """Constants, what entered, and what is made of it without the memory."""
-        registers = {k: self._entered(k, v) for k, v in entered.items() if k != TIME}
-        for name, array in self.program.constants.items():
-            registers[name] = self._entered(name, torch.from_numpy(np.ascontiguousarray(array)))
+        registers = {k: self._entered(k, torch.tensor(v)) for k, v in self.program.constants.items()}
+        registers |= {k: self._entered(k, v) for k, v in entered.items() if k != TIME}
         for step in self.before:
             registers[step.out] = self._step(step, registers)
         return registers
 
     def _one(self, registers: dict[str, Any]) -> dict[str, Any]:
-        """One step of the loop."""
-        for name, array in self.program.constants.items():
-            registers[name] = self._entered(name, torch.from_numpy(np.ascontiguousarray(array)))
+        """One step of the loop, in place."""
         for step in self.loop:
             registers[step.out] = self._step(step, registers)
         return registers
@@ -89,7 +87,7 @@ class Recurrent(Trainable):
     def draw(self, rows: Rows, count: int, length: int, generator: torch.Generator) -> Tensor:
         """[steps, count]: rows of `count` stretches of `length` steps, or of the longest episode's where all are shorter."""
         time = rows[f"x.{TIME}"]
-        length = min(length, int(time.max()) + 1, len(time))
+        length = min(length, int(episodes(time.numpy())[1].max()))
         starts = torch.nonzero(time[length - 1 :] - time[: len(time) - length + 1] == length - 1)[:, 0]
         chosen = starts[torch.randint(len(starts), (count,), generator=generator)]
         return chosen + torch.arange(length)[:, None]
@@ -122,17 +120,22 @@ class Recurrent(Trainable):
         return found
 
 
-def times(episodes: np.ndarray) -> np.ndarray:
-    """int64 [n]: the step within its own episode, of rows that lie together."""
-    place = np.arange(len(episodes))
-    begins = np.diff(episodes, prepend=episodes[:1] - 1) != 0
+def times(numbers: np.ndarray) -> np.ndarray:
+    """int64 [n]: each row's step in its episode, given the episodes' numbers; the rows of one lie together."""
+    place = np.arange(len(numbers))
+    begins = np.diff(numbers, prepend=numbers[:1] - 1) != 0
     return place - np.maximum.accumulate(np.where(begins, place, 0))
+
+
+def episodes(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first row, number of rows) of each episode."""
+    begins = np.flatnonzero(np.diff(time, prepend=-2) != 1)
+    return begins, np.diff(begins, append=len(time))
 
 
 def lockstep(time: np.ndarray) -> Iterator[np.ndarray]:
     """The rows that are their episodes' first, then the second ones and so on, the longest episodes first."""
-    begins = np.flatnonzero(np.diff(time, prepend=-2) != 1)
-    lengths = np.diff([*begins, len(time)])
+    begins, lengths = episodes(time)
     order = np.argsort(-lengths, kind="stable")
     begins, lengths = begins[order], lengths[order]
     for k in range(lengths[0]):
