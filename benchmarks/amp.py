@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import amp_learning
 import torch
 
 import fewbit
@@ -126,7 +127,8 @@ def main() -> None:
     model, amp, step = ours(0, ROWS["float16, unscaled"])
     for _ in range(STEPS):
         step()
-    print(f"\nWhat the unscaled float16 run reports:\n\n```text\n{amp.report()}\n```\n\n{NOTES}")
+    print(f"\nWhat the unscaled float16 run reports:\n\n```text\n{amp.report()}\n```\n\n{NOTES}\n\n{LEARNING}\n")
+    amp_learning.main()
 
 
 NOTES = f"""\
@@ -135,6 +137,21 @@ for one pass over the gradients). "s/step, ours" is a plain step and a hundredth
 column), as every=100 has it; medians of {ROUNDS} rounds of {TIMED} steps that alternate, on cores that did other work too.
 float16 on this CPU is emulated, so its time says nothing of a GPU; nor does bfloat16's: in a network this small calls cost more
 than products."""
+LEARNING = f"""\
+## A transformer and a SAC run
+
+`benchmarks/amp_learning.py`. Both make their gradients small as such things are, and float16 without a loss scale fails by it:
+
+- **transformer**: two blocks, width {amp_learning.WIDTH}, on characters, {amp_learning.STEPS} steps. The loss is the sum over
+  {amp_learning.BATCH * amp_learning.CONTEXT} tokens divided by the {amp_learning.TOKENS} of a batch that they are a share of, as
+  trainers do that accumulate a batch or spread it. The gradient of a logit is then at most 2e-6.
+- **SAC**: Stable-Baselines3's, three optimizers, on Pendulum-v1, {amp_learning.SAC_STEPS} steps, its returns divided by the worst
+  that an episode can have, {amp_learning.WORST:g}. The square of that is in the critics' loss and in its gradients: 1e-9 for an
+  error of one.
+
+"From float32's curve": mean absolute difference of log2 of the loss, smoothed, from float32's run of that seed. "Underflowed":
+of the gradients in the sampled steps of seed 0, those of layers' outputs, and those of weights. SAC's loss is the critics', in
+Pendulum's own units; two episodes, too few to balance the pendulum: what is compared are curves, not returns."""
 
 
 if __name__ == "__main__":

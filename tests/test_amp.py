@@ -87,14 +87,17 @@ def test_bfloat16_needs_no_scale():
 @pytest.mark.parametrize("layer, name", [(0, "0"), (3, "3")])
 def test_overflow_in_one_layer_is_counted_there_skipped_and_halves_the_scale(layer, name):
     model = network()
-    amp = MixedPrecision(model, adam(model), format="float16", clip=1.0)
+    amp = MixedPrecision(model, optimizer := adam(model), format="float16", clip=1.0)
     fit(model, amp, 3)
     before, scale = [p.detach().clone() for p in model.parameters()], amp.scale
+    moments = [v.clone() for state in optimizer.state.values() for v in state.values()]
     handle = model[layer].weight.register_hook(lambda grad: torch.full_like(grad, float("inf")))
     fit(model, amp, 1)
     handle.remove()
     report = amp.report()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    held = [v for state in optimizer.state.values() for v in state.values()]
+    assert len(held) == 12 and all(torch.equal(a, b) for a, b in zip(moments, held, strict=True))
     assert amp.scale == scale / 2 and report.skipped == (1,) and report.steps == 4
     assert {r.name: (r.overflowed, r.began) for r in report.layers} == {"0": (0, 0), "3": (0, 0)} | {name: (1, 1)}
     fit(model, amp, 1)

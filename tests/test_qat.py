@@ -183,7 +183,7 @@ class Killed(Exception):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     original, feeds = source("relu")
-    plan = distill.Plan(steps=90, round=30)
+    plan = distill.Plan(steps=90, rounds=3)
     path = tmp_path / "run.part"
 
     def run(file, die: bool) -> ir.Model:
@@ -226,7 +226,7 @@ def test_the_best_round_is_kept():
     scores = iter([1.0, 3.0, 2.0])
     made, seen = student(original.model, feeds, Scheme("int4")), []
     task = distill.Task(teacher(original.model), lambda m: seen.append(metadata.to_bytes(m)) or next(scores))
-    record = distill.fit(made, feeds, task, distill.Plan(steps=30, round=10))
+    record = distill.fit(made, feeds, task, distill.Plan(steps=30, rounds=3))
     assert metadata.to_bytes(made.artifact()) == seen[1] != seen[2]
     assert record["best"] == 3.0 and [s for s, _ in record["rounds"]] == [10, 20, 30]
 
@@ -235,9 +235,9 @@ def test_bits_are_lowered_gradually_and_only_what_is_asked_for_is_chosen():
     original, feeds = source("relu")
     made, acted = student(original.model, feeds, Scheme("int2")), []
     task = distill.Task(teacher(original.model), lambda m: 1.0, lambda m, k: acted.append(most(m)) or feeds)
-    record = distill.fit(made, feeds, task, distill.Plan(steps=60, round=10))
-    assert [s is None for _, s in record["rounds"]] == [True] * 4 + [False] * 2
-    assert acted[:2] == [8, 8] and acted[2:4] == [4, 4] and acted[4] == most(made.artifact()) == 2
+    record = distill.fit(made, feeds, task, distill.Plan(steps=60, rounds=10))
+    assert [s is None for _, s in record["rounds"]] == [True] * 3 + [False] * 7
+    assert acted[:3] == [8, 4, 4] and acted[3] == most(made.artifact()) == 2
 
 
 def most(model: ir.Model) -> int:

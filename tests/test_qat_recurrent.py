@@ -166,7 +166,7 @@ class Killed(Exception):
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     _, original = source()
     _, feeds = observed(original)
-    plan = distill.Plan(steps=12, round=4, batch=8, length=5)
+    plan = distill.Plan(steps=12, rounds=3, batch=8, length=5)
 
     def run(file, die: bool) -> ir.Model:
         made = student(original.model, feeds, Scheme("int3"))

@@ -4,7 +4,7 @@ from typing import Any
 
 from fewbit.errors import FewbitError
 
-__all__ = ["FewbitError", "Scheme", "amp", "evaluate", "load", "quantize", "search"]
+__all__ = ["FewbitError", "Scheme", "amp", "evaluate", "load", "quantize", "rl", "search"]
 _WHERE = {
     "quantize": "fewbit.pipeline",
     "evaluate": "fewbit.pipeline",
@@ -12,7 +12,7 @@ _WHERE = {
     "load": "fewbit.engine.load",
     "Scheme": "fewbit.graph.qdq",
 }
-_MODULES = {"amp": "fewbit.train.amp"}
+_MODULES = {"amp": "fewbit.train.amp", "rl": "fewbit.rl"}
 
 
 def __getattr__(name: str) -> Any:

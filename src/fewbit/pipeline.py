@@ -311,7 +311,17 @@ def _check(scheme: qdq.Scheme) -> None:
         raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
     if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
-    weights = ("int8", "int6", "int4", "int3", "int2", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
+    weights = (
+        "int8",
+        "int6",
+        "int4",
+        "int3",
+        "int2",
+        "ternary",
+        "int16",
+        *half.DTYPES,
+        *(["auto"] if scheme.method == "auto" else []),
+    )
     for option, name, allowed in (
         ("--weights", scheme.weights, weights),
         ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),

@@ -26,18 +26,19 @@ Feeds = dict[str, np.ndarray]
 Rows = dict[str, torch.Tensor]
 MOST_BYTES = 128 << 20  # of states kept; the oldest go first
 NOTHING = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "best": None}
+WIDER = 0.15  # of the training with each width before the last
 EVERY = 100  # steps between reports of progress
 
 
 @dataclass(frozen=True)
 class Plan:
-    """steps of Adam on `batch` states each; a round of new states every `round` steps; rate falls to 0 along a cosine."""
+    """steps of Adam on `batch` states each; new states after each of `rounds` equal parts; rate falls to 0 along a cosine."""
 
     steps: int = 30_000
     batch: int = 256  # or as many stretches of a network that remembers (train/unroll)
     length: int = 16  # steps of a stretch
-    round: int = 1500
-    rate: float = 0.01  # in steps of the quantized weights
+    rounds: int = 20
+    rate: float = 0.005  # in steps of the quantized weights
     scale_rate: float = 1.0  # of the rate, for the logarithms of the scales
     raw: float = 0.1  # the share of the last layer's own error
     memory: float = 0.0  # the share of the error in what is remembered
@@ -107,11 +108,12 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
     """One round of steps; then the student is measured, kept if it is the best so far, and acts."""
     start, cpu, step = time.perf_counter(), time.process_time(), run.done["step"]
     run.student.module.refresh(run.rows)
-    for k in range(step, min(step + plan.round, plan.steps)):
+    until = min(step + -(-plan.steps // plan.rounds), plan.steps)
+    for k in range(step, until):
         _step(run, plan, k)
         if (k + 1) % EVERY == 0:
             progress("training", k + 1, plan.steps)
-    run.done["step"] = min(step + plan.round, plan.steps)
+    run.done["step"] = until
     model = run.student.artifact()
     final = not run.student.module.narrow() or _extra_bits(run.done["step"] - 1, plan.steps) == 0
     score = task.score(model) if final else None
@@ -126,8 +128,8 @@ def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int],
 
 
 def _extra_bits(k: int, steps: int) -> int:
-    """2, 1 and 0 in the thirds of the training."""
-    return 2 - 3 * k // steps
+    """Few bits are come to by steps: two more at first, then one."""
+    return max(2 - int(k / (WIDER * steps)), 0)
 
 
 def _step(run: Run, plan: Plan, k: int) -> None:

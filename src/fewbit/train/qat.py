@@ -38,7 +38,7 @@ from fewbit.train.torch_ops import FLOATS
 from fewbit.train.torch_run import Codes, Reading, torch
 
 SMOOTH = 16  # codes on either side, of a 16-bit function's slope: wider than the steps between its segments
-FEW = 2  # bits up to which it was seen to help that they are lowered step by step, and that the lowest code is used
+FEW = 4  # bits up to which it was seen to help that they are lowered step by step, and that the lowest code is used
 MOST = 2.0**30  # S2: what a bias may reach
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fewbit.engine.policy import EPISODE
 from fewbit.engine.program import Linear, Program, State, Step
-from fewbit.train.qat import Start, Trainable, needed, reads
+from fewbit.train.qat import Layer, Start, Trainable, needed, reads
 from fewbit.train.torch_ops import Tensor
 from fewbit.train.torch_run import Codes, Dense, Reading, torch
 
@@ -83,6 +83,10 @@ class Recurrent(Trainable):
         if step.out not in self.ready:
             self.ready[step.out] = super()._dense(step, read, out)
         return self.ready[step.out]
+
+    def narrow(self) -> list[Layer]:
+        """None begins with more bits: the codes that it starts with were solved for those it ends with."""
+        return []
 
     def draw(self, rows: Rows, count: int, length: int, generator: torch.Generator) -> Tensor:
         """[steps, count]: rows of `count` stretches of `length` steps, or of the longest episode's where all are shorter."""
