@@ -200,7 +200,7 @@ def test_training_without_an_environment_beats_every_other_method():
             scheme=Scheme("int3", method=method), training=Training(steps=300),
         )  # fmt: skip
         errors[method] = float(((walked(made.model, new, "native")[0] - want) ** 2).mean())
-    assert errors["qat"] < 0.5 * min(errors["rtn"], errors["smooth+gptq"]), errors
+    assert errors["qat"] < 0.7 * min(errors["rtn"], errors["smooth+gptq"]), errors
     assert made.record["training"]["states"] == 18 * 60
 
 

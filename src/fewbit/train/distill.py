@@ -41,7 +41,7 @@ class Plan:
     rate: float = 0.005  # in steps of the quantized weights
     scale_rate: float = 1.0  # of the rate, for the logarithms of the scales
     raw: float = 0.1  # the share of the last layer's own error
-    memory: float = 0.0  # the share of the error in what is remembered
+    memory: float = 0.1  # the share of the error in what is remembered
     loss: str = "mse"  # or "cross_entropy": of what the last layer makes, against the float network's
     seed: int = 0
 
