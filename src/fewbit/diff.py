@@ -76,7 +76,8 @@ def _readings(artifact: ir.Model) -> dict[str, Reading]:
 def _float_values(original: ir.Model, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
     present = {o.name for node in original.graph for o in node.outputs} | {i.name for i in original.graph.inputs}
     wanted = [n for n in dict.fromkeys(names) if n in present and n not in feeds]
-    values = calibrate.session(calibrate.with_outputs(original, wanted)).run(wanted, feeds) if wanted else []
+    inputs = {i.name: feeds[i.name] for i in original.graph.inputs if i.name in feeds}
+    values = calibrate.session(calibrate.with_outputs(original, wanted)).run(wanted, inputs) if wanted else []
     return dict(zip(wanted, values, strict=True)) | {k: v for k, v in feeds.items() if k in names}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fewbit import sources
 from fewbit.engine.load import load as load_policy
-from fewbit.engine.policy import Policy
+from fewbit.engine.policy import EPISODE, Policy
 from fewbit.errors import FewbitError
 from fewbit.numerics.affine import check_finite
 
@@ -46,8 +46,11 @@ def calibration(
 
 
 def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
-    """What `returns.episodes` recorded, by the policy's names, in the dtypes that it takes."""
+    """What `returns.episodes` recorded, by the policy's names, in the dtypes that it takes; the rows of an episode together."""
     feeds = states if isinstance(states, dict) else {next(iter(policy.inputs)): states}
+    if EPISODE in feeds:
+        order = np.argsort(feeds[EPISODE], kind="stable")
+        feeds = {k: v[order] for k, v in feeds.items()}
     feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
     for name, value in feeds.items():
         check_finite(value, f"observations of {env} ({name})")
@@ -61,12 +64,12 @@ def _kind(original: sources.Source, name: str) -> np.dtype:
 
 
 def _remembered(policy: Policy, name: str, observations: np.ndarray) -> dict[str, np.ndarray]:
-    """observations [episodes, steps, ...] -> every step's, and what the float policy remembered before it, as rows."""
-    state, rows = policy.initial(len(observations)), []
+    """observations [episodes, steps, ...] -> every step's, what the float policy remembered before it, and EPISODE, as rows."""
+    state, rows, numbers = policy.initial(len(observations)), [], np.arange(len(observations))
     for k in range(observations.shape[1]):
-        rows.append({name: observations[:, k]} | state)
+        rows.append({name: observations[:, k], EPISODE: numbers} | state)
         state = policy.step(observations[:, k], state)[1]
-    return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    return {k: np.concatenate(np.stack([r[k] for r in rows], 1)) for k in rows[0]}
 
 
 def _given(observations: Observations) -> np.ndarray:

@@ -20,7 +20,7 @@ from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph import half, metadata, qdq
 from fewbit.graph.fold import const
-from fewbit.graph.layers import layers
+from fewbit.graph.layers import head, layers
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
@@ -115,8 +115,7 @@ def _climb(
             made[chosen] = _artifact(original, feeds, chosen, recipe, how)
         return cost(made[chosen].model, reported)
 
-    head = layers(original.model)[-1].node.name or ""
-    rungs = ladder.rungs(scheme, head, how is not None)
+    rungs = ladder.rungs(scheme, head(original.model).node.name or "", how is not None)
     best, tried = ladder.climb(rungs, lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)
@@ -312,7 +311,17 @@ def _check(scheme: qdq.Scheme) -> None:
         raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
     if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
-    weights = ("int8", "int6", "int4", "int3", "int2", "ternary", "int16", *half.DTYPES, *(["auto"] if scheme.method == "auto" else []))
+    weights = (
+        "int8",
+        "int6",
+        "int4",
+        "int3",
+        "int2",
+        "ternary",
+        "int16",
+        *half.DTYPES,
+        *(["auto"] if scheme.method == "auto" else []),
+    )
     for option, name, allowed in (
         ("--weights", scheme.weights, weights),
         ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),

@@ -10,14 +10,16 @@ import onnx_ir as ir
 
 from fewbit import sources
 from fewbit.engine.load import quickest
+from fewbit.engine.policy import EPISODE
 from fewbit.errors import FewbitError
 from fewbit.graph.qdq import Scheme
 from fewbit.observations import as_feeds
 
 COLLECT_SEED, SELECT_SEED = 400_000, 500_000  # away from those of calibration, search and evaluation
 COLLECT, SELECT, STATES = 5, 10, 5000  # episodes a round that are learned from, and that it is chosen by; most states a round
+STRETCHES = 64  # of a network that remembers, in the place of 256 states
 LOSSES = ("mse", "cross_entropy")
-HELD_OUT = 10  # without an environment every tenth observation chooses
+HELD_OUT = 10  # without an environment every tenth observation (or episode, of what remembers) chooses
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ def train(
     if how.loss not in LOSSES:
         raise FewbitError(f"loss {how.loss} is unknown; choose one of {', '.join(LOSSES)}")
     made = student(original.model, feeds, scheme)
-    plan = distill.Plan(how.steps, loss=how.loss, seed=how.seed)
+    batch = {"batch": STRETCHES} if made.module.outside else {}
+    plan = distill.Plan(how.steps, loss=how.loss, seed=how.seed, **batch)
     wanted = teacher(original.model)
     if how.env is None:
-        rest = np.arange(len(next(iter(feeds.values())))) % HELD_OUT != 0
+        rest = feeds.get(EPISODE, np.arange(len(next(iter(feeds.values()))))) % HELD_OUT != 0
         held = {k: v[~rest] if len(rest) > HELD_OUT else v for k, v in feeds.items()}
         task = distill.Task(wanted, lambda model: distill.agreement(made, wanted, held, plan))
         feeds = {k: v[rest] if rest.any() else v for k, v in feeds.items()}

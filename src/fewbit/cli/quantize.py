@@ -18,7 +18,9 @@ def quantize(
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
     observations: Annotated[Path | None, typer.Option(help="calibrate on this .npy array [n, ...]")] = None,
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl, if it does not lie beside the zip")] = None,
-    weights: Annotated[str, typer.Option(help="int8, int6, int4, int3, int2, ternary, int16, float16, bfloat16; auto: search")] = "int8",
+    weights: Annotated[
+        str, typer.Option(help="int8, int6, int4, int3, int2, ternary, int16, float16, bfloat16; auto: search")
+    ] = "int8",
     activations: Annotated[str, typer.Option(help="uint8 (behind a ReLU; int8 elsewhere), int8 or uint16")] = "uint8",
     inputs: Annotated[str, typer.Option(help="observations: int16 or int8")] = "int16",
     ranges: Annotated[str, typer.Option(help="activations: minmax, moving_average, percentile, mse, entropy")] = "minmax",

@@ -9,6 +9,7 @@ from fewbit.errors import FewbitError
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Feeds = dict[str, np.ndarray]
+EPISODE = ".episode"  # int64 [n] beside recorded observations of a policy that remembers: the episode that each is of
 
 
 class Policy:

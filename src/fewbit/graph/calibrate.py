@@ -41,6 +41,7 @@ def observe(
     runner = session(with_outputs(model, names))
     ranges: dict[str, Estimator] = {name: RANGES[kind]() for name in names}
     statistics: dict[str, Statistics] = {}
+    feeds = {v.name: feeds[v.name] for v in model.graph.inputs if v.name in feeds}  # not what only says which episode a row is of
     count = len(next(iter(feeds.values())))
     for start in range(0, count, BATCH):
         batch = {k: v[start : start + BATCH] for k, v in feeds.items()}

@@ -79,6 +79,18 @@ def layers(model: ir.Model) -> list[Layer]:
     return take_apart(model).layers
 
 
+def head(model: ir.Model) -> Layer:
+    """The last layer on the way to the first output: others may make what is remembered."""
+    leading: set[ir.Node] = set()
+    waiting = [model.graph.outputs[0]]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in leading:
+            leading.add(node)
+            waiting += [i for i in node.inputs if i is not None]
+    return [layer for layer in layers(model) if layer.node in leading][-1]
+
+
 def _layer(node: ir.Node, shape: Shape, computed: set[ir.Value]) -> Layer:
     x = node.inputs[0]
     assert x is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.engine.policy import EPISODE
 from fewbit.errors import FewbitError, MissingExtra
 
 try:
@@ -101,7 +102,8 @@ def episodes(
 ) -> tuple[np.ndarray, Any]:
     """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them).
 
-    A policy that remembers (engine/policy) starts each episode with its initial state; what it remembered is recorded too.
+    A policy that remembers (engine/policy) starts each episode with its initial state; what it remembered, and of which episode
+    each observation is (EPISODE), is recorded too.
     """
     envs = [make(env, arguments) for _ in range(min(AT_ONCE, len(seeds)))]
     try:
@@ -130,7 +132,7 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
         batch = _stack(observations)
         _refuse_nan(batch)
         if count < record:
-            seen.append(_with_state(policy, batch, state))
+            seen.append(_with_state(policy, batch, state, [k for _, k in active]))
             count += len(active)
         if remembers:
             actions, state = policy.step(batch, state)  # type: ignore[attr-defined]
@@ -161,11 +163,11 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
     return returns, concatenate(seen)
 
 
-def _with_state(policy: Any, batch: Any, state: dict[str, np.ndarray]) -> Any:
-    """The observations, and what the policy remembered when it met them, if it does."""
+def _with_state(policy: Any, batch: Any, state: dict[str, np.ndarray], numbers: list[int]) -> Any:
+    """The observations, and what the policy remembered when it met them in which episodes, if it does."""
     if not state:
         return batch
-    return (batch if isinstance(batch, dict) else {next(iter(policy.inputs)): batch}) | state
+    return (batch if isinstance(batch, dict) else {next(iter(policy.inputs)): batch}) | state | {EPISODE: np.array(numbers)}
 
 
 def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None) -> np.ndarray:

@@ -35,11 +35,13 @@ class Plan:
     """steps of Adam on `batch` states each; new states after each of `rounds` equal parts; rate falls to 0 along a cosine."""
 
     steps: int = 30_000
-    batch: int = 256
+    batch: int = 256  # or as many stretches of a network that remembers (train/unroll)
+    length: int = 16  # steps of a stretch
     rounds: int = 20
     rate: float = 0.005  # in steps of the quantized weights
     scale_rate: float = 1.0  # of the rate, for the logarithms of the scales
     raw: float = 0.1  # the share of the last layer's own error
+    memory: float = 0.1  # the share of the error in what is remembered
     loss: str = "mse"  # or "cross_entropy": of what the last layer makes, against the float network's
     seed: int = 0
 
@@ -95,16 +97,17 @@ def begin(student: Student, first: Feeds, task: Task, plan: Plan) -> Run:
     adam = torch.optim.Adam(groups, lr=plan.rate, fused=True)
     run = Run(student, adam, torch.Generator().manual_seed(plan.seed), {})
     _add(run, task, first)
+    shares = {f"y.{s.output}": plan.memory for s in student.module.outside} | {f"y.{RAW}": plan.raw}
     for name, value in run.rows.items():
-        if name.startswith("y."):
-            spread = max(float(value.double().var(0).mean()), 1e-12)
-            run.weights[name] = (plan.raw if name == f"y.{RAW}" else 1.0) / spread
+        if name.startswith("y.") and shares.get(name, 1.0):
+            run.weights[name] = shares.get(name, 1.0) / max(float(value.double().var(0).mean()), 1e-12)
     return run
 
 
 def _round(run: Run, task: Task, plan: Plan, progress: Callable[[str, int, int], None]) -> None:
     """One round of steps; then the student is measured, kept if it is the best so far, and acts."""
     start, cpu, step = time.perf_counter(), time.process_time(), run.done["step"]
+    run.student.module.refresh(run.rows)
     until = min(step + -(-plan.steps // plan.rounds), plan.steps)
     for k in range(step, until):
         _step(run, plan, k)
@@ -137,7 +140,7 @@ def _step(run: Run, plan: Plan, k: int) -> None:
     rate = plan.rate * (1 + math.cos(math.pi * k / plan.steps)) / 2
     for group in run.adam.param_groups:
         group["lr"] = rate * group["share"]
-    index = torch.randint(_count(run.rows), (plan.batch,), generator=run.generator)
+    index = run.student.module.draw(run.rows, plan.batch, plan.length, run.generator)
     rows = {name: value[index] for name, value in run.rows.items()}
     loss = loss_of(run.student, rows, run.weights, plan.loss)
     run.adam.zero_grad()
@@ -150,11 +153,11 @@ def loss_of(student: Student, rows: Rows, weights: dict[str, float], kind: str) 
     made = student.module.run({k[2:]: v for k, v in rows.items() if k.startswith("x.")})
     if kind == "cross_entropy":
         raw = _floats(made[student.raw]).flatten(1)
-        return torch.nn.functional.cross_entropy(raw, rows[f"y.{RAW}"].flatten(1).softmax(1))
+        return torch.nn.functional.cross_entropy(raw, rows[f"y.{RAW}"].reshape(raw.shape).softmax(1))
     total = torch.zeros(())
     for name, weight in weights.items():
         got = _floats(made[student.raw if name == f"y.{RAW}" else name[2:]])
-        total = total + weight * ((got - rows[name]) ** 2).mean()
+        total = total + weight * ((got - rows[name].reshape(got.shape)) ** 2).mean()
     return total
 
 
@@ -182,7 +185,10 @@ def rows_of(student: Student, teacher: Callable[[Feeds], Feeds], feeds: Feeds) -
 def agreement(student: Student, teacher: Callable[[Feeds], Feeds], held: Feeds, plan: Plan) -> float:
     """Less the loss on feeds that are not learned from: what chooses where there is no environment."""
     rows = rows_of(student, teacher, held)
-    weights = {k: 1 / max(float(v.double().var()), 1e-12) for k, v in rows.items() if k.startswith("y.")}
+    remembered = {f"y.{s.output}" for s in student.module.outside}
+    weights = {k: 1 / max(float(v.double().var()), 1e-12) for k, v in rows.items() if k.startswith("y.") and k not in remembered}
+    index = student.module.all(rows)
+    rows = {k: v[index] for k, v in rows.items()}
     with torch.no_grad():
         return -float(loss_of(student, rows, weights, plan.loss))
 

@@ -8,12 +8,13 @@ Every parameter is kept in the step that its row started with, so that one learn
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fewbit.engine import reference
+from fewbit.engine import reference, state
 from fewbit.engine.program import (
     Add,
     Dequantize,
@@ -30,7 +31,7 @@ from fewbit.engine.program import (
 )
 from fewbit.errors import FewbitError
 from fewbit.graph import patches
-from fewbit.numerics import unary
+from fewbit.numerics import affine, semantics, unary
 from fewbit.numerics.formats import IntFormat
 from fewbit.train import torch_run
 from fewbit.train.torch_ops import FLOATS
@@ -98,21 +99,26 @@ class Trainable(torch.nn.Module):
 
     def __init__(self, program: Program, starts: dict[str, Start]):
         super().__init__()
-        self.program = program
+        self.program, self.outside = state.integer(program), program.state
         self.names = {name: f"layer{k}" for k, name in enumerate(starts)}
         self.layers = torch.nn.ModuleDict({self.names[name]: Layer(s) for name, s in starts.items()})
-        self.formats = _formats(program)
-        self.head, self.body = _split(program)
-        self.tables = {s.out: _table(s) for s in self.body if isinstance(s, Table | Lookup)}
+        self.formats = _formats(self.program)
+        self.head, self.body = _split(self.program)
+        self.tables = {s.out: _table(s, self._reading(s.out)) for s in self.body if isinstance(s, Table | Lookup)}
 
     def enter(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The registers before the first weight that anything later reads: what need not be computed at every step."""
+        """The registers before the first weight that anything later reads: what need not be computed at every step. What is
+        remembered is given as floats, as the artifact has it, and enters as codes."""
         registers: dict[str, Any] = dict(self.program.constants) | {k: np.asarray(v) for k, v in feeds.items()}
+        for given, held in zip(self.outside, self.program.state, strict=True):
+            if (reading := self._reading(held.input)) is not None and given.input != held.input:
+                codes = affine.quantize(registers[given.input], np.float32(reading.scale), reading.zero_point, reading.format)
+                registers[held.input] = codes
         for name, kind in self.program.input_dtypes.items():
             registers[name] = registers[name].astype(kind, copy=False)
         for step in self.head:
             registers[step.out] = reference.step(step, registers)
-        wanted = {i for s in self.body for i in _reads(s)}
+        wanted = {i for s in self.body for i in reads(s)}
         return {k: v for k, v in registers.items() if k in wanted and k not in self.program.constants}
 
     def forward(self, feeds: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -171,29 +177,41 @@ class Trainable(torch.nn.Module):
                 return Codes(torch_run.round_to(r[step.x] / np.float32(out.scale), out.low, out.high), out)
 
     def _linear(self, step: Linear, x: Codes, out: Reading | None) -> Any:
+        made = torch_run.linear(x.steps, self._dense(step, x.reading, out), out)
+        return made if out is None else Codes(made, out)
+
+    def _dense(self, step: Linear, read: Reading, out: Reading | None) -> torch_run.Dense:
+        """What the layer's parameters make of it."""
         layer = self.layer(step.layer)
-        weight, most = layer.codes(), int(layer.most) + 1
+        weight = layer.codes()
         if _channels_last(self.program, step.x):
             weight = weight.reshape(layer.shape).movedim(1, -1).flatten(1)
-        made = torch_run.linear(x, weight, layer.bias_codes(x.reading.scale), layer.scale(), most, out)
-        return made if out is None else Codes(made, out)
+        return torch_run.dense(weight, layer.bias_codes(read.scale), layer.scale(), int(layer.most) + 1, read, out)
 
     def _function(self, step: Table | Lookup, x: Codes, out: Reading | None) -> Codes:
         assert out is not None
         table, slope, lowest = self.tables[step.out]
-        made = torch_run.lookup(x.steps, table, slope, lowest - x.reading.zero_point)
-        if isinstance(step, Lookup):
-            return Codes(made - out.zero_point, out)
-        return Codes(torch_run.rescale(made, float(step.segments.scale) / out.scale, out, 1 << 15), out)
+        return Codes(torch_run.lookup(x.steps, table, slope, lowest - x.reading.zero_point), out)
+
+    def draw(self, rows: dict[str, Any], count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        """[count] of the rows to learn from at one step; length belongs to networks that remember."""
+        return torch.randint(len(next(iter(rows.values()))), (count,), generator=generator)
+
+    def all(self, rows: dict[str, Any]) -> torch.Tensor:
+        """Every row."""
+        return torch.arange(len(next(iter(rows.values()))))
+
+    def refresh(self, rows: dict[str, Any]) -> None:
+        """What depends on the weights in rows, brought up to them: nothing, where nothing is remembered."""
 
 
 def _split(program: Program) -> tuple[list[Step], list[Step]]:
-    """(steps that depend on no weight, the others)."""
-    trained: set[str] = set()
+    """(steps that depend on no weight and on nothing remembered, the others)."""
+    trained = {s.input for s in program.state}
     head: list[Step] = []
     body: list[Step] = []
     for step in program.steps:
-        late = isinstance(step, Linear | Patches) or any(i in trained for i in _reads(step))
+        late = isinstance(step, Linear | Patches) or any(i in trained for i in reads(step))
         if late and isinstance(step, Float) and step.op not in FLOATS:
             raise FewbitError(f"value {step.out}: {step.op} behind a quantized layer cannot be trained; use another method")
         (body if late else head).append(step)
@@ -203,35 +221,50 @@ def _split(program: Program) -> tuple[list[Step], list[Step]]:
 
 def _formats(program: Program) -> dict[str, IntFormat]:
     """Of the registers of codes, those that were only moved too."""
-    found: dict[str, IntFormat] = {}
+    made = {s.out: getattr(s, "format", None) for s in program.steps}
+    found = {s.input: fmt for s in program.state if isinstance(fmt := made.get(s.output), IntFormat)}
     for step in program.steps:
         fmt = getattr(step, "format", None)
         if not isinstance(fmt, IntFormat) and isinstance(step, Float):
-            fmt = next((found[i] for i in _reads(step) if i in found and step.out in program.readings), None)
+            fmt = next((found[i] for i in reads(step) if i in found and step.out in program.readings), None)
         if isinstance(fmt, IntFormat):
             found[step.out] = fmt
     return found
 
 
-def _reads(step: Step) -> list[str]:
+def reads(step: Step) -> list[str]:
+    """The registers that a step reads."""
     if isinstance(step, Float):
         return [i for i in step.inputs if isinstance(i, str)]
     return [getattr(step, k) for k in ("x", "a", "b") if hasattr(step, k)]
+
+
+def needed(steps: Sequence[Step], outputs: Iterable[str]) -> set[str]:
+    """The registers that lead to outputs, themselves included."""
+    found = set(outputs)
+    for step in reversed(steps):
+        found |= set(reads(step)) if step.out in found else set()
+    return found
 
 
 def _channels_last(program: Program, register: str) -> bool:
     return any(isinstance(s, Patches) and s.out == register and s.channels_last for s in program.steps)
 
 
-def _table(step: Table | Lookup) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """(what every input code gives, its slope, the lowest input code)."""
+def _table(step: Table | Lookup, out: Reading | None) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(the steps that every input code gives, its slope, the lowest input code)."""
+    assert out is not None
     if isinstance(step, Lookup):
-        values, lowest, reach = step.table.astype(np.float64), step.lowest, 1
+        codes, values, lowest, reach, ratio = step.table, step.table.astype(np.float64), step.lowest, 1, 1.0
     else:
-        values, lowest, reach = unary.evaluate(unary.CODES, step.segments).astype(np.float64), -32768, SMOOTH
+        made, ratio = unary.evaluate(unary.CODES, step.segments), float(step.segments.scale) / out.scale
+        codes = semantics.requantize(made, step.m, step.shift, step.zero_point, step.format)
+        values, lowest, reach = made.astype(np.float64), -32768, SMOOTH
     padded = np.pad(values, reach, mode="edge")
-    slope = (padded[2 * reach :] - padded[: -2 * reach]) / (2 * reach)
-    return torch.tensor(values, dtype=torch.float32), torch.tensor(slope, dtype=torch.float32), lowest
+    slope = (padded[2 * reach :] - padded[: -2 * reach]) / (2 * reach) * ratio
+    slope[np.rint(values * ratio) != np.clip(np.rint(values * ratio), out.low, out.high)] = 0.0
+    steps = codes.astype(np.float32) - out.zero_point
+    return torch.tensor(steps), torch.tensor(slope, dtype=torch.float32), lowest
 
 
 def _gather(steps: torch.Tensor, step: Patches) -> torch.Tensor:

@@ -13,15 +13,18 @@ import onnx_ir as ir
 
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
-from fewbit.graph import calibrate, qdq
+from fewbit.engine.state import states
+from fewbit.graph import calibrate, metadata, qdq
 from fewbit.graph.fold import const
-from fewbit.graph.layers import LAYERS, layers
+from fewbit.graph.layers import LAYERS, head, layers
 from fewbit.graph.quantize import prepare
 from fewbit.numerics.formats import INTEGERS
-from fewbit.train.qat import Layer, Start, Trainable
+from fewbit.train.qat import Layer, Start, Trainable, needed
+from fewbit.train.unroll import Recurrent, remembering
 
 RAW = ".raw"  # the key of what the last layer makes
 START = "smooth+clip"  # how the file is written before training
+REMEMBERING = "smooth+clip+gptq"  # where something is remembered; it starts with these codes, which the closed loop already bears
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Student:
 
     @property
     def raw(self) -> str:
-        """The register of what the last layer makes."""
-        return [s.out for s in self.module.body if isinstance(s, Linear)][-1]
+        """The register of what the last layer before the action makes."""
+        leading = needed(self.module.body, self.module.program.outputs[:1])
+        return [s.out for s in self.module.body if isinstance(s, Linear) and s.out in leading][-1]
 
     def artifact(self) -> ir.Model:
         """A copy of the QDQ graph with the codes and scales that the module has now."""
@@ -62,21 +66,27 @@ class Student:
 
 def student(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme) -> Student:
     """Of a float graph and what it was calibrated on: [n, ...] by input."""
-    ready = prepare(original, feeds, replace(scheme, method=START))
+    remembers = bool(metadata.state(original))
+    begin = replace(scheme, method=REMEMBERING if remembers else START)
+    ready = prepare(original, feeds, begin)
     floats = ready.model.clone()
     rms = [_rms(ready.statistics[layer.x.name or ""].gram) for layer in layers(floats)]
-    model = qdq.write(ready.model, ready.ranges, replace(scheme, method=START), ready.statistics)
+    model = qdq.write(ready.model, ready.ranges, begin, ready.statistics)
     quantized = [n for n in model.graph if n.op_type in LAYERS]
     starts, weights, formats = {}, {}, dict(scheme.layers)
     for node, layer, size in zip(quantized, layers(floats), rms, strict=True):
         fmt = INTEGERS[formats.get(node.name or "", scheme.weights)]
         name, inputs = node.outputs[0].name or "", layer.node.inputs
         weight, bias = const(inputs[1]), const(inputs[2]) if len(inputs) > 2 else None
-        scale = const(_constants(node, 1)[1])
-        assert weight is not None and scale is not None
+        codes, scale = (const(v) for v in _constants(node, 1))
+        assert weight is not None and codes is not None and scale is not None
+        if remembers:
+            weight = codes.astype(np.float32) * scale.reshape(-1, *[1] * (codes.ndim - 1))
         starts[name] = Start(weight, np.zeros(len(weight), np.float32) if bias is None else bias, scale, size, fmt)
         weights[name] = (inputs[1].name or "", inputs[2].name or "" if len(inputs) > 2 and inputs[2] is not None else "")  # type: ignore[union-attr]
-    return Student(Trainable(lower(model), starts), floats, model, ready.moved, weights)
+    program = lower(model)
+    module = Recurrent(program, starts) if program.state else Trainable(program, starts)
+    return Student(module, floats, model, ready.moved, weights)
 
 
 def _rms(gram: np.ndarray) -> float:
@@ -120,13 +130,16 @@ def _set(value: ir.Value, array: np.ndarray) -> None:
 
 
 def teacher(original: ir.Model) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """What the float graph wants of observations [n, ...]: its outputs that are numbers, and what its last layer makes."""
-    last = layers(original)[-1].node.outputs[0].name or ""
+    """What the float graph wants of observations [n, ...]: its outputs that are numbers, and what its last layer makes.
+
+    One that remembers does so by itself, from the first observation of each episode on.
+    """
+    last = head(original).node.outputs[0].name or ""
     names = [o.name or "" for o in original.graph.outputs if o.dtype == ir.DataType.FLOAT]
     runner = calibrate.session(calibrate.with_outputs(original, [last]))
+    held = states(original, {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()})
 
     def wanted(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made = dict(zip([*names, RAW], runner.run([*names, last], feeds), strict=True))
-        return made
+        return dict(zip([*names, RAW], runner.run([*names, last], feeds), strict=True))
 
-    return wanted
+    return (lambda feeds: remembering(wanted, held, feeds)) if held else wanted

@@ -8,6 +8,7 @@ equation 3): it comes out of dividing by the scale before the rounding and multi
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fewbit.errors import MissingExtra
@@ -88,32 +89,86 @@ class _Weights(torch.autograd.Function):
         return g * inverse, -(g * x).sum(1), None, None
 
 
-class _Requantize(torch.autograd.Function):
-    """S3 and S4 of float64 accumulators [n, ..., out] by ratios [out] or []; float32 steps. Gradients for both."""
+class _Rescale(torch.autograd.Function):
+    """S3 and S4 of steps x by one ratio, whose multiplier S3 gives."""
 
     @staticmethod
-    def forward(ctx: Any, acc: torch.Tensor, ratio: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
-        y = acc * fixed(ratio, bits)
-        ctx.save_for_backward(y.float(), ratio)
-        ctx.range = low, high
+    def forward(ctx: Any, x: torch.Tensor, ratio: float, multiplier: float, low: float, high: float) -> torch.Tensor:
+        y = x.double().mul_(multiplier)
+        ctx.save_for_backward(y.float())
+        ctx.ratio, ctx.range = ratio, (low, high)
         return y.round_().clamp_(low, high).float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        y, ratio = ctx.saved_tensors
-        g = _inside(gradients[0], y, *ctx.range)
-        by_ratio = (g * y).flatten(0, -2).sum(0) / ratio if ctx.needs_input_grad[1] else None
-        return (g * ratio.float()).double(), by_ratio, None, None, None
+        return _inside(gradients[0], *ctx.saved_tensors, *ctx.range) * ctx.ratio, None, None, None, None
 
 
-class _Linear(torch.autograd.Function):
-    """S2-S4 in one: what autograd would do step by step, with one copy of the accumulators."""
+class _Multiply(torch.autograd.Function):
+    """S5: the product of steps a and b, then S4."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ratio: torch.Tensor, bits: int, to: tuple[int, int]
+        ctx: Any, a: torch.Tensor, b: torch.Tensor, ratio: float, multiplier: float, low: float, high: float
     ) -> torch.Tensor:
-        y = (x @ weight.T).double().add_(bias).mul_(fixed(ratio, bits))
+        y = a.double().mul_(b).mul_(multiplier)
+        ctx.save_for_backward(a, b, y.float())
+        ctx.ratio, ctx.range = ratio, (low, high)
+        return y.round_().clamp_(low, high).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        a, b, y = ctx.saved_tensors
+        g = _inside(gradients[0], y, *ctx.range) * ctx.ratio
+        return g * b, g * a, None, None, None, None
+
+
+class _Add(torch.autograd.Function):
+    """S5: a by the factor of a and b by that of b, on one shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: torch.Tensor, b: torch.Tensor, by: tuple[int, int], step: float, to: tuple[int, int]
+    ) -> torch.Tensor:
+        y = a.double().mul_(by[0]).add_(b, alpha=by[1]).mul_(step)
+        ctx.save_for_backward(y.float())
+        ctx.factors, ctx.range = (by[0] * step, by[1] * step), to
+        return y.round_().clamp_(*to).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        g = _inside(gradients[0], *ctx.saved_tensors, *ctx.range)
+        return g * ctx.factors[0], g * ctx.factors[1], None, None, None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What a layer multiplies by, ready for as many products as its weights last: weight float32 [out, in] codes, the same in
+    float64 where float32 would not be exact, bias float64 [out] codes, ratio [out] of the accumulator's scale to that of what
+    leaves (to the float itself where that is no code), its multiplier."""
+
+    weight: torch.Tensor
+    wide: torch.Tensor | None
+    bias: torch.Tensor
+    ratio: torch.Tensor
+    multiplier: torch.Tensor | None
+
+
+class _Linear(torch.autograd.Function):
+    """S2-S4 in one: what autograd would do step by step, with one copy of the accumulators. Gradients need no float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        ratio: torch.Tensor,
+        wide: torch.Tensor | None,
+        multiplier: torch.Tensor,
+        to: tuple[int, int],
+    ) -> torch.Tensor:
+        y = _product(x, weight, wide).add_(bias).mul_(multiplier)
         ctx.save_for_backward(x, weight, ratio, y.float())
         ctx.range = to
         return y.round_().clamp_(*to).float()
@@ -123,10 +178,15 @@ class _Linear(torch.autograd.Function):
         x, weight, ratio, y = ctx.saved_tensors
         g = _inside(gradients[0], y, *ctx.range)
         by_ratio = (g * y).flatten(0, -2).sum(0) / ratio
-        g = (g * ratio.float()).to(x.dtype)
+        g = g * ratio.float()
         flat = g.flatten(0, -2)
         by_x = g @ weight if ctx.needs_input_grad[0] else None
-        return by_x, flat.T @ x.flatten(0, -2), flat.sum(0).double(), by_ratio, None, None
+        return by_x, flat.T @ x.flatten(0, -2), flat.sum(0).double(), by_ratio, None, None, None
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
+    """float64, every sum exact."""
+    return (x @ weight.T).double() if wide is None else x.double() @ wide.T
 
 
 def _inside(gradient: torch.Tensor, y: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -141,12 +201,12 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, steps: torch.Tensor, table: torch.Tensor, slope: torch.Tensor, lowest: int) -> torch.Tensor:
         index = steps.long() - lowest
         ctx.save_for_backward(index, slope)
-        return table[index]
+        return table.index_select(0, index.flatten()).view(steps.shape)  # faster than table[index]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         index, slope = ctx.saved_tensors
-        return gradients[0] * slope[index], None, None, None
+        return gradients[0] * slope.index_select(0, index.flatten()).view(index.shape), None, None, None
 
 
 def fixed(ratio: torch.Tensor, bits: int) -> torch.Tensor:
@@ -167,41 +227,50 @@ def weight_codes(weight: torch.Tensor, log_scale: torch.Tensor, low: float, high
     return _Weights.apply(weight, log_scale, low, high)
 
 
-def linear(
-    x: Codes, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor, limit: int, out: Reading | None
-) -> torch.Tensor:
-    """S2-S4, or S7 where out is None: float32 [..., out], steps of `out` or floats.
-
-    weight float32 [out, in] codes, at most limit away from 0; bias float64 [out] codes; scale float32 [out].
-    """
-    largest = weight.shape[1] * limit * x.reading.reach
-    steps, w = (x.steps, weight) if largest < EXACT32 else (x.steps.double(), weight.double())
-    rows = scale.double() * x.reading.scale
+def dense(weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor, limit: int, read: Reading, out: Reading | None) -> Dense:
+    """weight float32 [out, in] codes, at most limit away from 0; bias float64 [out] codes; scale float32 [out]; read: of what it
+    multiplies; out: of what leaves it, None for floats."""
+    largest = weight.shape[1] * limit * read.reach
+    wide, rows = None if largest < EXACT32 else weight.detach().double(), scale.double() * read.scale
     if out is None:
-        return ((steps @ w.T).double() + bias).float() * rows.float()
+        return Dense(weight, wide, bias, rows, None)
     bits = 22
     if largest + (1 << 30) >= NARROW:
-        bound = (weight.detach().double().abs().sum(1) * x.reading.reach + bias.detach().abs()).max()
+        bound = (weight.detach().double().abs().sum(1) * read.reach + bias.detach().abs()).max()
         bits = min(22, 53 - int(bound.item()).bit_length())
-    return _Linear.apply(steps, w, bias, rows / out.scale, bits, (out.low, out.high))
+    ratio = rows / out.scale
+    return Dense(weight, wide, bias, ratio, fixed(ratio.detach(), bits))
 
 
-def rescale(x: torch.Tensor, ratio: float, out: Reading, bound: int = ADD_BOUND, bits: int = 22) -> torch.Tensor:
-    """S3 and S4 of integers x by one ratio."""
-    precision = min(bits, 53 - max(bound.bit_length(), 1))
-    return _Requantize.apply(x.double(), torch.tensor(ratio, dtype=torch.float64), precision, out.low, out.high)
+def linear(x: torch.Tensor, by: Dense, out: Reading | None) -> torch.Tensor:
+    """S2-S4, or S7 where out is None: steps x [..., in] -> float32 [..., out], steps of `out` or floats."""
+    if out is None:
+        steps, weight = (x, by.weight) if by.wide is None else (x.double(), by.weight.double())
+        return ((steps @ weight.T).double() + by.bias).float() * by.ratio.float()
+    return _Linear.apply(x, by.weight, by.bias, by.ratio, by.wide, by.multiplier, (out.low, out.high))
+
+
+def rescale(x: torch.Tensor, ratio: float, out: Reading) -> torch.Tensor:
+    """S3 and S4 of steps x by one ratio."""
+    return _Rescale.apply(x, ratio, _multiplier(ratio, ADD_BOUND, 22), out.low, out.high)
 
 
 def add(a: Codes, b: Codes, out: Reading, m_a: int, m_b: int, shift: int) -> torch.Tensor:
     """S5: one sum on one shift. The multipliers are the program's."""
-    total = a.steps.double() * m_a + b.steps.double() * m_b
-    return _Round.apply(total * 2.0**-shift, out.low, out.high).float()
+    return _Add.apply(a.steps, b.steps, (m_a, m_b), 2.0**-shift, (out.low, out.high))
 
 
 def multiply(a: Codes, b: Codes, out: Reading) -> torch.Tensor:
     """S5: the product of the codes, one multiplier."""
     ratio = a.reading.scale * b.reading.scale / out.scale
-    return rescale(a.steps.double() * b.steps.double(), ratio, out, PRODUCT_BOUND, PRODUCT_BITS)
+    return _Multiply.apply(a.steps, b.steps, ratio, _multiplier(ratio, PRODUCT_BOUND, PRODUCT_BITS), out.low, out.high)
+
+
+@lru_cache(maxsize=1024)
+def _multiplier(ratio: float, bound: int, bits: int) -> float:
+    """S3, of a ratio that stays."""
+    precision = min(bits, 53 - max(bound.bit_length(), 1))
+    return float(fixed(torch.tensor(ratio, dtype=torch.float64), precision))
 
 
 def lookup(steps: torch.Tensor, table: torch.Tensor, slope: torch.Tensor, lowest: int) -> torch.Tensor:
