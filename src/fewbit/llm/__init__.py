@@ -1,0 +1,1 @@
+"""Language models: weights of few bits inside the unchanged `transformers` model."""
