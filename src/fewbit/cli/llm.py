@@ -21,6 +21,8 @@ def quantize(
     symmetric: Annotated[bool, typer.Option("--symmetric", help="no zero points")] = False,
     method: Annotated[str, typer.Option(help="auto, rtn, gptq, awq, awq+gptq")] = "auto",
     calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
+    bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
+    head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
     samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
     length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -31,7 +33,7 @@ def quantize(
 
     if samples < 1 or length < 2:
         raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
-    options = q.Options(weights, group_size, symmetric, method, samples, length)
+    options = q.Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head)
     with common.Bar() as bar:
         record = q.quantize(model, out, options, calibration, bar, _say)
     common.show_pairs(record, json)
@@ -47,15 +49,19 @@ def perplexity(
     stride: Annotated[int | None, typer.Option(help="tokens from one window's begin to the next one's; the window")] = None,
     windows: Annotated[int | None, typer.Option(help="at most so many; all")] = None,
     start: Annotated[float, typer.Option(help="share of the text to leave out before the first")] = 0.0,
+    activations: Annotated[str, typer.Option(help="int8: what 8-bit activations cost beside, simulated")] = "",
+    kv: Annotated[str, typer.Option(help="int8: what an 8-bit KV cache costs beside, simulated")] = "",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Measure a language model on a text, beside its float original."""
     _needs("torch", "safetensors", "transformers")
-    from fewbit.llm import artifact, calibration, source
+    from fewbit.llm import artifact, calibration, simulate, source
     from fewbit.llm import perplexity as p
 
     if window < 2 or (stride is not None and stride < 1) or (windows is not None and windows < 1) or not 0 <= start < 1:
         raise FewbitError("--window must be at least 2, --stride and --windows at least 1, --start from 0 to below 1")
+    if activations not in simulate.KINDS or kv not in simulate.KINDS:
+        raise FewbitError(f"--activations {activations or 'float'} --kv {kv or 'float'}: int8, or leave it out")
     for folder in (model, against):
         if folder is not None and not folder.is_dir():
             raise FewbitError(f"{folder}: no such folder; give the folder of a checkpoint or of an artifact")
@@ -63,7 +69,10 @@ def perplexity(
         source.open_source(model)
     ids = calibration.windows(calibration.tokens(model, text), window, stride or window, start, windows, str(text))
     with common.Bar() as bar:
-        record = p.perplexity(p.load(model), ids, p.load(against) if against else None, bar)
+        loaded = p.load(model)
+        if activations:
+            simulate.activations(loaded)
+        record = p.perplexity(loaded, ids, p.load(against) if against else None, bar, kv)
     common.show_pairs({"model": str(model), "bytes": artifact.size(model)} | record, json)
     return 0
 

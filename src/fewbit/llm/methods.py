@@ -28,12 +28,13 @@ class Method:
 
     @property
     def calibrated(self) -> bool:
-        return self.clip or self.compensate
+        return self.clip or self.compensate or bool(self.scaling)
 
 
-# Exponents of a column's rms and of its input's; the first rule is no scaling.
+# Exponents of a column's rms and of its input's (of their largest magnitudes in SmoothQuant's rule, Xiao et al. 2023).
 RULES = {
     "awq": tuple((0.0, k / 10) for k in range(11)),
+    "smooth": ((0.5, 0.5),),
     "columns": ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.25)),
 }
 ROWS = 8  # every so manyth row is enough to choose a rule
@@ -41,6 +42,7 @@ METHODS = {
     "rtn": Method(clip=False),
     "gptq": Method(compensate=True),
     "awq": Method("awq"),
+    "smooth": Method("smooth", clip=False),
     "awq+gptq": Method("awq", compensate=True),
     "auto": Method("columns", compensate=True, propagate=True, polish=2),
 }
@@ -63,7 +65,7 @@ class Moments:
 
 def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Moments, method: Method) -> dict[str, Solution]:
     """Integers for weights [out, in] of one input."""
-    if not method.calibrated:
+    if not (method.clip or method.compensate):
         return {n: grouped.nearest(w, grids[n]) for n, w in weights.items()}
     gram = moments.gram
     inverse = grouped.damped_inverse(gram)
@@ -82,13 +84,19 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Momen
     return found
 
 
-def column_scale(weights: list[np.ndarray], gram: np.ndarray, method: Method, grid: Grid) -> np.ndarray:
-    """float64 [in], what to multiply the columns by: the best of a few rules by the loss after rounding to nearest, columns
-    weighted by what an error costs once GPTQ has made up for it (or costs at once, without GPTQ). gram [in, in] of the input."""
+def column_scale(weights: list[np.ndarray], gram: np.ndarray, peak: np.ndarray, method: Method, grid: Grid) -> np.ndarray:
+    """float64 [in], what to multiply the columns by: the best of the method's rules by the loss after rounding to nearest, columns
+    weighted by what an error costs once GPTQ has made up for it (or costs at once, without GPTQ).
+
+    gram [in, in] and peak [in], the largest magnitude, of the input.
+    """
     stack = np.concatenate(weights)[::ROWS].astype(np.float64)
     cost = 1 / np.diag(grouped.damped_inverse(gram)) if method.compensate else np.diag(gram)
     reach = np.maximum(np.sqrt(np.diag(gram)), 1e-4 * np.sqrt(np.diag(gram).max()) + 1e-30)
     size = np.maximum(np.sqrt((np.concatenate(weights).astype(np.float64) ** 2).mean(axis=0)), 1e-12)
+    if method.scaling == "smooth":
+        reach = np.maximum(peak, 1e-4 * peak.max() + 1e-30)
+        size = np.maximum(np.abs(np.concatenate(weights)).max(axis=0), 1e-12)
     best, least = np.ones(stack.shape[1]), np.inf
     for of_weight, of_input in RULES[method.scaling]:
         scale = _centred(reach**of_input / size**of_weight)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, source
+from fewbit.llm import artifact, blocks, simulate, source
 from fewbit.llm.quantize import peak_bytes
 
 
@@ -30,22 +30,25 @@ def load(folder: Path) -> torch.nn.Module:
 
 
 def perplexity(
-    model: torch.nn.Module, windows: torch.Tensor, against: torch.nn.Module | None, progress: Any = None
+    model: torch.nn.Module, windows: torch.Tensor, against: torch.nn.Module | None, progress: Any = None, kv: str = ""
 ) -> dict[str, Any]:
-    """windows int64 [n, length]: every position predicts the next. kl: mean of KL(float || quantized), in nats."""
+    """windows int64 [n, length]: every position predicts the next. kl: mean of KL(float || quantized), in nats.
+
+    kv: "int8" to keep the model's (not the float one's) keys and values so.
+    """
     loss = loss_float = kl = 0.0
     same = count = 0
     seconds = 0.0
     with torch.inference_mode():
         for k, ids in enumerate(windows):
             began = time.perf_counter()
-            ours = _log_probabilities(model, ids)
+            ours = _log_probabilities(model, ids, simulate.cache(model) if kv else {"use_cache": False})
             seconds += time.perf_counter() - began
             wanted = ids[1:, None]
             loss -= float(ours.gather(1, wanted).double().sum())
             count += len(wanted)
             if against is not None:
-                theirs = _log_probabilities(against, ids)
+                theirs = _log_probabilities(against, ids, {"use_cache": False})
                 loss_float -= float(theirs.gather(1, wanted).double().sum())
                 kl += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
                 same += int((ours.argmax(1) == theirs.argmax(1)).sum())
@@ -57,9 +60,9 @@ def perplexity(
     return found | {"seconds": seconds, "tokens_per_second": windows.numel() / seconds, "peak_bytes": peak_bytes()}
 
 
-def _log_probabilities(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def _log_probabilities(model: torch.nn.Module, ids: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
     """float32 [length - 1, vocabulary]."""
-    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    logits = model(input_ids=ids[None], **given).logits[0, :-1].float()
     if not torch.isfinite(logits).all():
         raise FewbitError("the model's logits are not finite; its weights are damaged")
     return torch.log_softmax(logits, dim=1)

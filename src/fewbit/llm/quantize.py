@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
-from fewbit.llm import artifact, blocks, calibration, methods, packed, source, walk
+from fewbit.llm import artifact, blocks, budget, calibration, methods, packed, source, walk
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import grouped
 from fewbit.solvers.grouped import Grid
@@ -32,7 +32,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """weights: one of packed.WEIGHTS; method: one of methods.METHODS; samples of `length` tokens from the calibration text."""
+    """weights: one of packed.WEIGHTS; method: one of methods.METHODS; samples of `length` tokens from the calibration text.
+
+    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head: the head's width, "" for float.
+    """
 
     weights: str = "int4"
     group_size: int = 64
@@ -40,6 +43,8 @@ class Options:
     method: str = "auto"
     samples: int = 64
     length: int = 512
+    bits_per_weight: float | None = None
+    head: str = ""
 
 
 def quantize(
@@ -66,6 +71,10 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     method = methods.find(options.method)
     if options.weights not in packed.WEIGHTS:
         raise FewbitError(f"--weights {options.weights}: choose one of {', '.join(packed.WEIGHTS)}")
+    if options.head and options.head not in packed.WEIGHTS:
+        raise FewbitError(f"--head {options.head}: choose one of {', '.join(packed.WEIGHTS)}")
+    if options.bits_per_weight is not None and not method.calibrated:
+        raise FewbitError("--bits-per-weight needs a method that calibrates, not rtn")
     if not out.parent.is_dir():
         raise FewbitError(f"{out}: the folder {out.parent} does not exist")
     found = source.open_source(folder)
@@ -74,6 +83,8 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     structure = blocks.read(found)
     for name, linear in blocks.linears(structure.blocks[0]).items():
         grouped.check(f"{structure.prefix}0.{name}", linear.in_features, options.group_size)
+    if options.head and _head(structure) is None:
+        raise FewbitError(f"--head {options.head}: the head is the embedding (tied), which stays float; leave --head out")
     if not method.calibrated or text is None:
         return structure, None
     ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text))
@@ -81,6 +92,13 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     if int(ids.max()) >= vocabulary:
         raise FewbitError(f"{folder}: its tokenizer gives id {int(ids.max())}, the model has {vocabulary} embeddings")
     return structure, ids
+
+
+def _head(structure: blocks.Structure) -> str | None:
+    """The name of a Linear outside the blocks whose weight the checkpoint holds."""
+    outer = set(structure.outer())
+    found = (n for n, m in structure.model.named_modules() if isinstance(m, torch.nn.Linear))
+    return next((n for n in found if f"{n}.weight" in outer), None)
 
 
 def _key(structure: blocks.Structure, options: Options, ids: torch.Tensor | None) -> dict[str, Any]:
@@ -134,6 +152,7 @@ class _Work:
         self.part = _part(out)
         self.made, self.state = self.part / "artifact", self.part / "state"
         self.shards = len(structure.blocks) + 1
+        self.layers: dict[str, str] = {}
 
     def run(self, progress: Progress, say: Callable[[str], None]) -> dict[str, float] | None:
         self._open()
@@ -141,6 +160,7 @@ class _Work:
         if done:
             say(f"{done} of {self.shards - 1} blocks were finished before; going on")
         self._outer()
+        self.layers = self._plan()
         streams, calls = self._streams(done)
         forecast = None
         for k in range(done, self.shards - 1):
@@ -183,8 +203,37 @@ class _Work:
     def _outer(self) -> None:
         """All that lies outside the blocks, as it is."""
         path = self.made / artifact.shard_name(0, self.shards)
-        if not path.exists():
-            artifact.save(path, self.structure.source.load(self.structure.outer(), None))
+        if path.exists():
+            return
+        tensors = self.structure.source.load(self.structure.outer(), None)
+        if self.options.head:
+            head = _head(self.structure)
+            weight = tensors.pop(f"{head}.weight").float().numpy()
+            grouped.check(str(head), weight.shape[1], self.options.group_size)
+            grid = Grid(INTEGERS[self.options.head].bits, self.options.group_size, self.options.symmetric)
+            tensors |= artifact.packed_tensors(str(head), grouped.nearest(weight, grid))
+        artifact.save(path, tensors)
+
+    def _plan(self) -> dict[str, str]:
+        """Full name -> weights of the layers that differ from the rest; kept, so that going on does not measure again."""
+        options, kept = self.options, self.state / "plan.json"
+        if options.bits_per_weight is None:
+            return {}
+        if not kept.exists():
+            group, symmetric = options.group_size, options.symmetric
+            samples = torch.cat(self.batches)[: budget.SAMPLES]
+            (states,), calls = blocks.entry(self.structure, [samples])
+            losses: budget.Losses = {}
+            for k, block in enumerate(self.structure.blocks):
+                blocks.fill(self.structure, block, f"{self.structure.prefix}{k}.")
+                own, states = budget.block_losses(block, states, calls[k], group, symmetric)
+                losses |= {f"{self.structure.prefix}{k}.{n}": v for n, v in own.items()}
+                blocks.empty(block)
+            modules = dict(self.structure.model.named_modules())
+            counts = {n: int(m.in_features * m.out_features) for n in losses if isinstance(m := modules[n], torch.nn.Linear)}
+            bits = budget.allocate(losses, counts, options.bits_per_weight, lambda b: budget.stored_bits(b, group, symmetric))
+            write_whole(kept, json.dumps({n: f"int{b}" for n, b in bits.items()}))
+        return json.loads(kept.read_text())
 
     def _streams(self, done: int) -> tuple[walk.Streams, list[blocks.Call]]:
         """Hidden states before block `done`, and the blocks' calls."""
@@ -211,7 +260,8 @@ class _Work:
 
         def grid_of(name: str, columns: int) -> Grid | None:
             grouped.check(prefix + name, columns, self.options.group_size)
-            return Grid(INTEGERS[self.options.weights].bits, self.options.group_size, self.options.symmetric)
+            weights = self.layers.get(prefix + name, self.options.weights)
+            return Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
 
         if self.method.calibrated:
             head_dim = getattr(self.structure.config, "head_dim", None) or 0
@@ -242,7 +292,9 @@ class _Work:
     def _close(self) -> None:
         options = self.options
         layer = packed.Layer(options.weights, options.group_size, options.symmetric)
-        recipe = packed.Recipe(layer, options.method, skipped=self._skipped())
+        head = {_head(self.structure): options.head} if options.head else {}
+        differing = {n: replace(layer, weights=w) for n, w in (self.layers | head).items() if n is not None}
+        recipe = packed.Recipe(layer, options.method, differing, self._skipped())
         artifact.finish(self.made, self.structure.source.folder, self.structure.source.config, recipe, self.key)
         self.made.rename(self.out)
         shutil.rmtree(self.part)
@@ -250,7 +302,8 @@ class _Work:
     def _skipped(self) -> tuple[str, ...]:
         model = self.structure.model
         inside = self.structure.prefix
-        return tuple(n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.startswith(inside))
+        outside = (n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.startswith(inside))
+        return tuple(n for n in outside if not self.options.head or n != _head(self.structure))
 
 
 def _batches(ids: torch.Tensor) -> list[torch.Tensor]:

@@ -97,11 +97,13 @@ def _scale(
 ) -> None:
     """Scale the columns of every group whose producer can take it; the rule is chosen on one batch of float inputs."""
     grams: dict[str, np.ndarray] = {}
+    peaks: dict[str, np.ndarray] = {}
 
     def note(name: str, x: torch.Tensor) -> None:
         if name in first:
             rows = _rows(x)
             grams[name] = (rows.T @ rows).astype(np.float64) / len(rows)
+            peaks[name] = np.abs(rows).max(axis=0)
 
     first = {names[0] for names in groups}
     states = streams.exact or streams.quantized
@@ -114,7 +116,7 @@ def _scale(
             continue
         modules = [blocks.linears(block)[n] for n in groups[g]]
         matrices = [m.weight.detach().numpy() for m in modules]
-        scale = methods.column_scale(matrices, grams[groups[g][0]], method, grid)
+        scale = methods.column_scale(matrices, grams[groups[g][0]], peaks[groups[g][0]], method, grid)
         fold.apply(block, producer, modules, torch.from_numpy(scale), dtype)
 
 
