@@ -18,13 +18,15 @@ from fewbit.solvers.grouped import Grid, Solution
 @dataclass(frozen=True)
 class Method:
     """scaling: "" or one of RULES; clip: scales searched; compensate: GPTQ; propagate: targets from the float model;
-    polish: rounds of coordinate descent and refit."""
+    polish: rounds of coordinate descent and refit; by_token: in layers that write the residual stream a token's error counts
+    relative to the stream's size there, because a norm follows (the first token's can be a thousand times the others')."""
 
     scaling: str = ""
     clip: bool = True
     compensate: bool = False
     propagate: bool = False
     polish: int = 0
+    by_token: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -44,7 +46,7 @@ METHODS = {
     "awq": Method("awq"),
     "smooth": Method("smooth", clip=False),
     "awq+gptq": Method("awq", compensate=True),
-    "auto": Method("columns", compensate=True, propagate=True, polish=2),
+    "auto": Method("columns", compensate=True, propagate=True, polish=2, by_token=True),
 }
 
 
@@ -85,8 +87,8 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Momen
 
 
 def column_scale(weights: list[np.ndarray], gram: np.ndarray, peak: np.ndarray, method: Method, grid: Grid) -> np.ndarray:
-    """float64 [in], what to multiply the columns by: the best of the method's rules by the loss after rounding to nearest, columns
-    weighted by what an error costs once GPTQ has made up for it (or costs at once, without GPTQ).
+    """float64 [in], what to multiply the columns by: the best of the method's rules by the loss after rounding to nearest, each
+    column weighted by what an error costs once GPTQ has made up for it (or costs at once, without GPTQ).
 
     gram [in, in] and peak [in], the largest magnitude, of the input.
     """

@@ -134,6 +134,7 @@ def _record(
         "seconds": time.perf_counter() - began,
         "peak_bytes": peak_bytes(),
         "forecast": forecast,
+        "seconds_after_forecast": time.perf_counter() - forecast.pop("at") if forecast else None,
     }
 
 

@@ -58,12 +58,14 @@ def quantize_block(
     writers = _writers(block, groups, probe, call) if method.propagate else []
     exact = _float_pass(block, streams.exact, call, groups, writers) if method.propagate else _Float()
     found: dict[str, Solution] = {}
+    counts = [1 / (x**2).mean(-1).clamp(min=1e-12) for x in streams.exact]
     written: dict[int, list[torch.Tensor]] = {g: [] for g in writers}
 
     def at(g: int, inputs: list[torch.Tensor]) -> None:
         names = [n for n in groups[g] if grids[n] is not None]
         if names:
-            moments = _moments({n: weights[n] for n in names}, inputs, _wanted(g, writers, exact, streams, written))
+            use = counts if g in writers and method.by_token else None
+            moments = _moments({n: weights[n] for n in names}, inputs, _wanted(g, writers, exact, streams, written), use)
             wanted = {n: grid for n, grid in grids.items() if grid is not None}
             for name, solution in methods.solve({n: weights[n] for n in names}, wanted, moments, method).items():
                 found[name] = solution
@@ -188,22 +190,26 @@ def _wanted(g: int, writers: list[int], exact: _Float, streams: Streams, written
     return _Wanted(outputs=target)
 
 
-def _moments(weights: dict[str, np.ndarray], inputs: list[torch.Tensor], wanted: _Wanted) -> Moments:
+def _moments(
+    weights: dict[str, np.ndarray], inputs: list[torch.Tensor], wanted: _Wanted, counts: list[torch.Tensor] | None
+) -> Moments:
+    """counts: what each token counts, [n, length] a batch, or None where all count the same."""
     width = inputs[0].shape[-1]
-    gram, count = np.zeros((width, width)), 0
+    gram, total = np.zeros((width, width)), 0.0
     cross: np.ndarray | None = None
     for b, x in enumerate(inputs):
-        rows = _rows(x)
+        share = counts[b].reshape(-1, 1).numpy() if counts else np.ones((x.shape[0] * x.shape[1], 1), np.float32)
+        rows = _rows(x) * np.sqrt(share)
         gram += rows.T @ rows
-        count += len(rows)
+        total += float(share.sum())
         other = wanted.outputs(b) if wanted.outputs else wanted.inputs[b] if wanted.inputs else None
         if other is not None:
-            product = (_rows(other).T @ rows).astype(np.float64)
+            product = ((_rows(other) * np.sqrt(share)).T @ rows).astype(np.float64)
             cross = product if cross is None else cross + product
-    gram /= count
+    gram /= total
     if cross is None:
         return Moments(gram, {})
-    cross /= count
+    cross /= total
     return Moments(gram, {n: cross if wanted.outputs else w.astype(np.float64) @ cross for n, w in weights.items()})
 
 
