@@ -73,6 +73,11 @@ def forecast(r: dict) -> str:
     return f"{off[0]:+.0%}, {off[1]:+.0%}" + ("" if max(map(abs, off)) <= SHARE else " MISSED")
 
 
+def size(r: dict) -> str:
+    """Megabytes; a peer's folder holds its weights unpacked."""
+    return "-" if r["method"].startswith("llm-compressor") else f"{r['measured']['bytes'] / 1e6:.0f}"
+
+
 def table(path: Path) -> None:
     """Markdown; of a case that was run twice the later one counts."""
     rows = {(r["method"], r["weights"]): r for r in map(json.loads, path.read_text().splitlines())}
@@ -84,7 +89,7 @@ def table(path: Path) -> None:
         m = r["measured"]
         print(
             f"| {method} | {weights} | {m['perplexity']:.3f} | {m['perplexity'] / m['perplexity_float'] - 1:.1%} | {m['kl']:.4f} "
-            f"| {m['top1_agreement']:.1%} | {m['bytes'] / 1e6:.0f} | {r['seconds']:.0f} ({r['cpu_seconds']:.0f}) "
+            f"| {m['top1_agreement']:.1%} | {size(r)} | {r['seconds']:.0f} ({r['cpu_seconds']:.0f}) "
             f"| {r['peak_bytes'] / 1e9:.2f} | {forecast(r)} |"
         )
     print(f"\nFloat: {next(iter(rows.values()))['measured']['perplexity_float']:.3f}.")
