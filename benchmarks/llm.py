@@ -65,11 +65,11 @@ def row(model: Path, method: str, weights: str, work: Path, peer: str | None, ca
 
 
 def forecast(r: dict) -> str:
-    """How far the forecast after one block was off, in time and in memory, and whether that is within SHARE."""
+    """How far the forecast after one block was off, in CPU time (other programs' does not count) and in memory."""
     said = r.get("forecast")
     if not said:
         return "-"
-    off = (said["seconds_left"] / r["seconds_after_forecast"] - 1, said["peak_bytes"] / r["peak_bytes"] - 1)
+    off = (said["cpu_seconds_left"] / r["after_forecast"]["cpu_seconds"] - 1, said["peak_bytes"] / r["peak_bytes"] - 1)
     return f"{off[0]:+.0%}, {off[1]:+.0%}" + ("" if max(map(abs, off)) <= SHARE else " MISSED")
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner  # noqa: E402
 from fewbit.cli.main import app  # noqa: E402
 from fewbit.errors import FewbitError  # noqa: E402
 from fewbit.llm import artifact, budget, calibration, packed, perplexity, quantize, simulate  # noqa: E402
-from fewbit.llm.quantize import Options  # noqa: E402
+from fewbit.llm.options import Options  # noqa: E402
 
 
 def overhead(bits: int) -> float:
@@ -93,8 +93,9 @@ def test_an_8_bit_cache_and_8_bit_activations_are_really_rounded(home, tmp_path)
     with torch.no_grad():
         model(input_ids=ids, **given)
         plain = transformers.DynamicCache(config=model.config)
-        model(input_ids=ids, past_key_values=plain, use_cache=True)
-    first, exact = given["past_key_values"].layers[0], plain.layers[0]
+        name, rounded = next(iter(given.items()))
+        model(**{"input_ids": ids, "use_cache": True, name: plain})
+    first, exact = rounded.layers[0], plain.layers[0]
     assert torch.equal(first.keys, simulate.rounded(exact.keys)) and torch.equal(first.values, simulate.rounded(exact.values))
     arguments = ["llm", "perplexity", home / "llama", "--text", home / "text.txt", "--against", home / "llama", "--json"]
     arguments += ["--window", 64, "--windows", 4]

@@ -30,10 +30,11 @@ def quantize(
     """Quantize a language model's weights block by block; the same command goes on after a kill."""
     _needs("torch", "safetensors", "transformers")
     from fewbit.llm import quantize as q
+    from fewbit.llm.options import Options
 
     if samples < 1 or length < 2:
         raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
-    options = q.Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head)
+    options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head)
     with common.Bar() as bar:
         record = q.quantize(model, out, options, calibration, bar, _say)
     common.show_pairs(record, json)

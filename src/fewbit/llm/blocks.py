@@ -33,6 +33,12 @@ class Structure:
         model: Any = self.model
         return model.config.get_text_config()
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head, 0 where the configuration does not say."""
+        heads = getattr(self.config, "num_attention_heads", 0) or 0
+        return getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0)
+
     def names(self, k: int) -> list[str]:
         """Full names of block k's parameters and saved buffers."""
         return [f"{self.prefix}{k}.{n}" for n in self.blocks[k].state_dict()]
@@ -41,6 +47,13 @@ class Structure:
         """Names of what the checkpoint holds beside the blocks."""
         inside = {n for k in range(len(self.blocks)) for n in self.names(k)}
         return [n for n in self.source.shards if n not in inside]
+
+
+def head(structure: Structure) -> str | None:
+    """The name of a Linear outside the blocks whose weight the checkpoint holds."""
+    outer = set(structure.outer())
+    found = (n for n, m in structure.model.named_modules() if isinstance(m, nn.Linear))
+    return next((n for n in found if f"{n}.weight" in outer), None)
 
 
 def build(folder: Path) -> nn.Module:
@@ -99,6 +112,9 @@ def fill(structure: Structure, module: nn.Module, prefix: str) -> None:
     except RuntimeError as e:
         detail = " ".join(str(e).split())[:300]
         raise FewbitError(f"{structure.source.folder}: the weights of {prefix} do not fit config.json: {detail}") from None
+    for name, tensor in loaded.items():
+        if not torch.isfinite(tensor).all():
+            raise FewbitError(f"{structure.source.folder}: {name} holds numbers that are not finite; download it again")
     fill_buffers(structure.model, module)
 
 

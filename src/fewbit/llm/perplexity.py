@@ -9,7 +9,7 @@ import torch
 
 from fewbit.errors import FewbitError
 from fewbit.llm import artifact, blocks, simulate, source
-from fewbit.llm.quantize import peak_bytes
+from fewbit.llm.forecast import peak_bytes
 
 
 def load(folder: Path) -> torch.nn.Module:

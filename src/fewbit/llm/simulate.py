@@ -4,6 +4,7 @@ Activations: each token's input of each Linear in a block to int8 by its own lar
 SmoothQuant's O1, Xiao et al. 2023). Cache: each token's key and value of each head likewise, with a float16 scale.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -35,4 +36,5 @@ def cache(model: Any) -> dict[str, Any]:
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             return super().update(rounded(key_states), rounded(value_states), *args, **kwargs)
 
-    return {"past_key_values": Rounded(config=model.config), "use_cache": True}
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # its older name
+    return {name: Rounded(config=model.config), "use_cache": True}
