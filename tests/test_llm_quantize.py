@@ -159,11 +159,11 @@ def test_the_walk_runs_the_model(tmp_path, family):
 def test_columns_are_scaled_without_changing_the_block(tmp_path, family):
     tiny_llm.save(tmp_path / family, family)
     _, block, states, call = _block(tmp_path, family)
-    groups = blocks.groups(block, states[0][:1], call)
+    groups = blocks.groups(block, blocks.probe(states[0]), call)
     assert [len(g) for g in groups] == [3, 1, 2, 1]
     with torch.no_grad():
         before = blocks.run(block, states[0], call)
-    found = fold.producers(block, groups, states[0][:1], call, 16)
+    found = fold.producers(block, groups, blocks.probe(states[0]), call, 16)
     assert sorted(found) == [0, 1, 2, 3]
     for g, producer in found.items():
         consumers = [block.get_submodule(n) for n in groups[g]]
@@ -178,7 +178,7 @@ def test_columns_are_scaled_without_changing_the_block(tmp_path, family):
 def test_batches_stop_at_each_group_and_see_the_weights_changed_there(home):
     """The staged run is a plain run of the final weights, and each group's inputs are those of the weights before it."""
     _, block, states, call = _block(home)
-    groups = blocks.groups(block, states[0][:1], call)
+    groups = blocks.groups(block, blocks.probe(states[0]), call)
     seen = {}
 
     def at(g: int, inputs: list[torch.Tensor]) -> None:
@@ -205,7 +205,7 @@ def test_an_error_inside_a_stage_ends_its_threads(home):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        staged.run(block, states, call, blocks.groups(block, states[0][:1], call), at)
+        staged.run(block, states, call, blocks.groups(block, blocks.probe(states[0]), call), at)
     assert threading.active_count() == before
 
 

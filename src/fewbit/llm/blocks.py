@@ -16,6 +16,8 @@ from torch import nn
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.llm.source import Source
 
+PROBE = 64  # tokens
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -142,10 +144,10 @@ def empty(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """What the model hands a block beside the hidden states, for a batch and for one sample alone (masks have their size)."""
+    """What the model hands a block beside the hidden states, for a batch and for a probe of it (masks have their size)."""
 
     batch: dict[str, Any]
-    one: dict[str, Any]
+    probe: dict[str, Any]
 
 
 class _Stub(nn.Module):
@@ -182,7 +184,7 @@ def entry(structure: Structure, batches: list[torch.Tensor]) -> tuple[list[torch
     try:
         found: list[list[dict[str, Any]]] = []
         states = []
-        for ids in [batches[0][:1], *batches]:
+        for ids in [probe(batches[0]), *batches]:
             with torch.inference_mode():
                 base(input_ids=ids, use_cache=False)
             if stubs[0].states is None or any(s.call is None for s in stubs):
@@ -190,7 +192,7 @@ def entry(structure: Structure, batches: list[torch.Tensor]) -> tuple[list[torch
             states.append(stubs[0].states.clone())
             if len(found) < 2:
                 found.append([s.call or {} for s in stubs])
-        return states[1:], [Call(batch, one) for one, batch in zip(*found, strict=True)]
+        return states[1:], [Call(batch, short) for short, batch in zip(*found, strict=True)]
     finally:
         setattr(base, owner, blocks)
         for _, module in outside:
@@ -202,9 +204,14 @@ def _outer_prefix(structure: Structure) -> str:
     return f"{name}." if name else ""
 
 
+def probe(batch: torch.Tensor) -> torch.Tensor:
+    """The beginning of a batch's first sample, ids or hidden states: enough to see who is connected to whom."""
+    return batch[:1, :PROBE]
+
+
 def run(block: nn.Module, states: torch.Tensor, call: Call) -> torch.Tensor:
     """A block's output; some return a tuple that begins with it."""
-    out = block(states, **(call.one if len(states) == 1 else call.batch))
+    out = block(states, **(call.probe if states.shape[:2] == probe(states).shape[:2] else call.batch))
     out = out[0] if isinstance(out, tuple) else out
     if not isinstance(out, torch.Tensor) or out.shape != states.shape:
         raise FewbitError(f"{type(block).__name__} does not map hidden states to hidden states; not the expected structure")

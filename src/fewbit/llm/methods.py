@@ -46,7 +46,7 @@ METHODS = {
     "awq": Method("awq"),
     "smooth": Method("smooth", clip=False),
     "awq+gptq": Method("awq", compensate=True),
-    "auto": Method("columns", compensate=True, propagate=True, polish=2, by_token=True),
+    "auto": Method("columns", compensate=True, propagate=True, polish=1, by_token=True),
 }
 
 

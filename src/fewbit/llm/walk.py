@@ -49,7 +49,7 @@ def quantize_block(
 
     grid_of(name, columns): None keeps a Linear in float.
     """
-    probe = (streams.exact or streams.quantized)[0][:1]
+    probe = blocks.probe((streams.exact or streams.quantized)[0])
     groups = blocks.groups(block, probe, call)
     grids = {n: grid_of(n, m.in_features) for n, m in blocks.linears(block).items()}
     if method.scaling:
@@ -111,7 +111,7 @@ def _scale(
     states = streams.exact or streams.quantized
     with blocks.inputs_watched(block, note), torch.inference_mode():
         blocks.run(block, states[0], call)
-    found = fold.producers(block, groups, states[0][:1], call, head_dim)
+    found = fold.producers(block, groups, blocks.probe(states[0]), call, head_dim)
     for g, producer in found.items():
         grid = next((grids[n] for n in groups[g] if grids[n] is not None), None)
         if grid is None:

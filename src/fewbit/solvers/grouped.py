@@ -165,7 +165,7 @@ def gptq(weight: np.ndarray, start: Solution, gram: np.ndarray, damping: float =
     return Solution(np.ascontiguousarray(found.T), start.scale, start.zero_point, start.grid)
 
 
-def descend(weight: np.ndarray, start: Solution, gram: np.ndarray, sweeps: int = 2) -> Solution:
+def descend(weight: np.ndarray, start: Solution, gram: np.ndarray, sweeps: int = 1) -> Solution:
     """Each column's best codes given all others', sweep by sweep: the undamped output error only falls."""
     gram = gram.astype(np.float32)
     g, top = start.grid.group_size, np.float32(start.grid.top)
@@ -175,7 +175,7 @@ def descend(weight: np.ndarray, start: Solution, gram: np.ndarray, sweeps: int =
     scale = np.repeat(np.ascontiguousarray(start.scale.astype(np.float32).T), g, axis=0)
     rest = np.ascontiguousarray((np.asarray(weight, np.float32) - start.dequantized()).T)
     for _ in range(sweeps):
-        pull = gram @ rest  # [in, out]; anew each sweep, so that rounding does not pile up
+        pull = gram @ rest  # [in, out]
         for begin in range(0, len(codes), BLOCK):
             end = min(begin + BLOCK, len(codes))
             before = rest[begin:end].copy()
