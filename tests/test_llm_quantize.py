@@ -100,7 +100,7 @@ def test_each_step_of_the_solver_lowers_the_output_error(layer, bits):
 
     nearest = grouped.nearest(weight, grid)
     cost = 1 / np.diag(grouped.damped_inverse(gram))
-    compensated = grouped.gptq(weight, grouped.clipped(weight, cost, grid), gram)
+    compensated = grouped.gptq(weight, grouped.clipped(weight, cost, grid), grouped.ordered(gram))
     descended = grouped.descend(weight, compensated, gram)
     refitted = grouped.rescaled(weight, descended, gram)
     assert loss(compensated) < 0.7 * loss(nearest)
@@ -109,12 +109,24 @@ def test_each_step_of_the_solver_lowers_the_output_error(layer, bits):
     assert np.isclose(grouped.error(weight, refitted, gram), loss(refitted), rtol=1e-3)
 
 
+def test_the_inverses_are_those_of_the_damped_moments():
+    random = np.random.default_rng(0)
+    x = random.standard_normal((300, 200))
+    gram = x.T @ x / 300
+    gram[5] = gram[:, 5] = 0  # an input that was always zero
+    h = gram + np.diag(np.where(np.arange(200) == 5, 1.0, 0.0))
+    h += 0.01 * np.diag(h).mean() * np.eye(200)
+    upper = grouped.inverse_factor(gram)
+    assert np.allclose(upper, np.triu(upper)) and np.allclose(upper.T @ upper @ h, np.eye(200), atol=1e-3)
+    assert np.allclose(grouped.damped_inverse(gram) @ h, np.eye(200), atol=1e-9)
+
+
 def test_gptq_is_the_algorithm_of_its_paper_column_by_column(layer):
     """Frantar et al. 2022, equation 2, in float64 without blocks or factors."""
     weight, gram = layer
     grid = Grid(4, 16)
     start = grouped.nearest(weight, grid)
-    found = grouped.gptq(weight, start, gram)
+    found = grouped.gptq(weight, start, grouped.ordered(gram))
     w, order = weight.astype(np.float64), list(np.argsort(-np.diag(gram), kind="stable"))
     h = gram + 0.01 * np.diag(gram).mean() * np.eye(64)
     codes = np.zeros(weight.shape)

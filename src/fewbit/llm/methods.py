@@ -58,11 +58,11 @@ def find(name: str) -> Method:
 
 @dataclass(frozen=True)
 class Moments:
-    """gram [in, in]: mean of x x^T over the inputs that the quantized layers before hand on; reach: for each Linear the mean of
-    t x^T [out, in], t the wanted output, or None where the float weights say what is wanted."""
+    """gram [in, in]: mean of x x^T over the inputs that the quantized layers before hand on; drift [out, in] of each Linear: mean
+    of (t - W x) x^T, t the wanted output; absent where that is the float weights' own."""
 
     gram: np.ndarray
-    reach: dict[str, np.ndarray]
+    drift: dict[str, np.ndarray]
 
 
 def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Moments, method: Method) -> dict[str, Solution]:
@@ -71,15 +71,16 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Momen
         return {n: grouped.nearest(w, grids[n]) for n, w in weights.items()}
     gram = moments.gram
     inverse = grouped.damped_inverse(gram)
+    by = grouped.ordered(gram) if method.compensate else None
     importance = 1 / np.diag(inverse) if method.compensate else np.diag(gram)
     found = {}
     for name, weight in weights.items():
         wanted = weight
-        if name in moments.reach:
-            wanted = (weight + (moments.reach[name] - weight.astype(np.float64) @ gram) @ inverse).astype(np.float32)
+        if name in moments.drift:
+            wanted = (weight + moments.drift[name] @ inverse).astype(np.float32)
         s = grouped.clipped(wanted, importance, grids[name])
-        if method.compensate:
-            s = grouped.gptq(wanted, s, gram)
+        if by is not None:
+            s = grouped.gptq(wanted, s, by)
         for _ in range(method.polish):
             s = grouped.rescaled(wanted, grouped.descend(wanted, s, gram), gram)
         found[name] = grouped.descend(wanted, s, gram) if method.polish else s

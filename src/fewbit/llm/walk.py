@@ -1,6 +1,6 @@
 """One block of the walk: its float inputs and those that the quantized blocks before hand on, in; its integers, out.
 
-Both streams are kept for every calibration token. The quantized one runs in stages (llm/staged), so that each group of
+Both streams are kept between blocks. The quantized one runs in stages (llm/staged), so that each group of
 Linears sees what the groups before it, already quantized, really produce.
 """
 
@@ -21,7 +21,10 @@ SAME = 1e-4
 
 @dataclass
 class Streams:
-    """Hidden states before a block, a tensor [n, length, hidden] a batch: of the float model and of the quantized one."""
+    """Hidden states before a block, a tensor [n, length, hidden] a batch: of the float model and of the quantized one.
+
+    exact may hold the first batches only: half of them say nearly as well where the streams drift apart.
+    """
 
     exact: list[torch.Tensor]
     quantized: list[torch.Tensor]
@@ -58,7 +61,7 @@ def quantize_block(
     writers = _writers(block, groups, probe, call) if method.propagate else []
     exact = _float_pass(block, streams.exact, call, groups, writers) if method.propagate else _Float()
     found: dict[str, Solution] = {}
-    counts = [1 / (x**2).mean(-1).clamp(min=1e-12) for x in streams.exact]
+    counts = [1 / (x**2).mean(-1).clamp(min=1e-12) for x in streams.quantized]
     written: dict[int, list[torch.Tensor]] = {g: [] for g in writers}
 
     def at(g: int, inputs: list[torch.Tensor]) -> None:
@@ -167,15 +170,16 @@ class _outputs_watched:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """outputs: for one batch after the other what the group is to write; or inputs: what the float model feeds it."""
+    """Of so many batches: outputs, what the group is to write; or inputs, what the float model feeds it."""
 
+    batches: int = 0
     outputs: Callable[[int], torch.Tensor] | None = None
-    inputs: list[torch.Tensor] | None = None
+    inputs: list[torch.Tensor] = field(default_factory=list)
 
 
 def _wanted(g: int, writers: list[int], exact: _Float, streams: Streams, written: dict[int, list[torch.Tensor]]) -> _Wanted:
     if g in exact.inputs:
-        return _Wanted(inputs=exact.inputs.pop(g))
+        return _Wanted(len(streams.exact), inputs=exact.inputs.pop(g))
     if g not in exact.written:
         return _Wanted()
     until = writers[: writers.index(g)]
@@ -187,30 +191,33 @@ def _wanted(g: int, writers: list[int], exact: _Float, streams: Streams, written
             t += exact.written[other][b] - written[other][b]
         return t
 
-    return _Wanted(outputs=target)
+    return _Wanted(len(streams.exact), outputs=target)
 
 
 def _moments(
     weights: dict[str, np.ndarray], inputs: list[torch.Tensor], wanted: _Wanted, counts: list[torch.Tensor] | None
 ) -> Moments:
-    """counts: what each token counts, [n, length] a batch, or None where all count the same."""
+    """counts: what each token counts, [n, length] a batch, or None where all count the same.
+
+    The drift is taken over the batches that the float stream has, less what the float weights make of those same inputs.
+    """
     width = inputs[0].shape[-1]
     gram, total = np.zeros((width, width)), 0.0
     cross: np.ndarray | None = None
+    drift: dict[str, np.ndarray] = {}
     for b, x in enumerate(inputs):
         share = counts[b].reshape(-1, 1).numpy() if counts else np.ones((x.shape[0] * x.shape[1], 1), np.float32)
         rows = _rows(x) * np.sqrt(share)
         gram += rows.T @ rows
         total += float(share.sum())
-        other = wanted.outputs(b) if wanted.outputs else wanted.inputs[b] if wanted.inputs else None
-        if other is not None:
+        if b < wanted.batches:
+            other = wanted.outputs(b) if wanted.outputs else wanted.inputs[b]
             product = ((_rows(other) * np.sqrt(share)).T @ rows).astype(np.float64)
             cross = product if cross is None else cross + product
-    gram /= total
-    if cross is None:
-        return Moments(gram, {})
-    cross /= total
-    return Moments(gram, {n: cross if wanted.outputs else w.astype(np.float64) @ cross for n, w in weights.items()})
+        if cross is not None and b == wanted.batches - 1:
+            for n, w in weights.items():
+                drift[n] = (cross - w @ gram if wanted.outputs else w @ (cross - gram)) / total
+    return Moments(gram / total, drift)
 
 
 def _rows(x: torch.Tensor) -> np.ndarray:

@@ -125,12 +125,15 @@ class Work:
         kept = self._stream_file(done)
         if not kept.exists():
             states, calls = blocks.entry(self.structure, self.batches)
-            return walk.Streams(states if self.method.propagate else [], states), calls
+            return walk.Streams(states[: self._exact()], states), calls
         _, calls = blocks.entry(self.structure, self.batches[:1])
         held = load_file(kept)
-        n = len(self.batches)
-        exact = [held[f"exact.{b}"] for b in range(n)] if self.method.propagate else []
-        return walk.Streams(exact, [held[f"quantized.{b}"] for b in range(n)]), calls
+        exact = [held[f"exact.{b}"] for b in range(self._exact())]
+        return walk.Streams(exact, [held[f"quantized.{b}"] for b in range(len(self.batches))]), calls
+
+    def _exact(self) -> int:
+        """Batches that the float stream is kept of: half, each being from all over the text."""
+        return (len(self.batches) + 1) // 2 if self.method.propagate else 0
 
     def _block(self, k: int, streams: walk.Streams, calls: list[blocks.Call]) -> None:
         """Quantize block k and put its shard, then the streams behind it, on disk."""

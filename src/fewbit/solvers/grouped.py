@@ -135,16 +135,40 @@ def _inverse_lower(gram: np.ndarray, damping: float) -> np.ndarray:
     extra = damping * float(np.diag(h).mean())
     for _ in range(20):
         try:
-            return np.linalg.inv(np.linalg.cholesky(h + extra * np.eye(len(h))))
+            return _triangular_inverse(np.linalg.cholesky(h + extra * np.eye(len(h))))
         except np.linalg.LinAlgError:
             extra *= 10
     raise FewbitError("gptq: the inputs' second moments cannot be factored; are there infinities among them?")
 
 
-def gptq(weight: np.ndarray, start: Solution, gram: np.ndarray, damping: float = DAMPING) -> Solution:
-    """Codes by GPTQ (Frantar et al. 2022) at the scales of `start`, columns in the order of their activation."""
+def _triangular_inverse(lower: np.ndarray) -> np.ndarray:
+    """By halves, so that nearly all of it is matrix products."""
+    n = len(lower)
+    if n <= 64:
+        return np.linalg.inv(lower)
+    half, found = n // 2, np.zeros_like(lower)
+    found[:half, :half], found[half:, half:] = _triangular_inverse(lower[:half, :half]), _triangular_inverse(lower[half:, half:])
+    found[half:, :half] = -found[half:, half:] @ (lower[half:, :half] @ found[:half, :half])
+    return found
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which GPTQ takes the columns [in] of one input, and the factor of the inverse in that order."""
+
+    columns: np.ndarray
+    upper: np.ndarray
+
+
+def ordered(gram: np.ndarray, damping: float = DAMPING) -> Order:
+    """By activation, the largest first."""
     order = np.argsort(-np.diag(gram), kind="stable")
-    upper = inverse_factor(gram[np.ix_(order, order)], damping)
+    return Order(order, inverse_factor(gram[np.ix_(order, order)], damping))
+
+
+def gptq(weight: np.ndarray, start: Solution, by: Order) -> Solution:
+    """Codes by GPTQ (Frantar et al. 2022) at the scales of `start`."""
+    order, upper = by.columns, by.upper
     g, top = start.grid.group_size, np.float32(start.grid.top)
     w = np.ascontiguousarray(np.asarray(weight, np.float32).T[order])  # [in, out]: a column lies together
     scale = np.ascontiguousarray(start.scale.astype(np.float32).T)[order // g]
