@@ -1,5 +1,6 @@
 """What one block of full size says of all of them: time left and peak memory."""
 
+import ctypes
 import resource
 import sys
 import time
@@ -9,6 +10,13 @@ from typing import Any
 def peak_bytes() -> int:
     """The most memory this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps it in pieces, which add up over blocks (2.7 GB where 1.2 were in use)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def now() -> dict[str, float]:

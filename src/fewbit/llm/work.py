@@ -54,6 +54,7 @@ class Work:
         for k in range(done, self.shards - 1):
             began = forecast.now()
             self._block(k, streams, calls)
+            forecast.give_back()
             progress("blocks", k + 1, self.shards - 1)
             if said is None and k + 1 < self.shards - 1:
                 said = forecast.forecast(forecast.since(began), self.shards - 2 - k)
