@@ -78,6 +78,9 @@ def perplexity(
     return 0
 
 
+# generate: app.command()(llm_generate.generate), from cli/llm_generate.py, comes here
+
+
 def _needs(*packages: str) -> None:
     from importlib.util import find_spec
 
