@@ -1,6 +1,7 @@
 """Language models to few bits: what is written, beside float64 arithmetic and transformers' own loading; kills; bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -402,3 +403,30 @@ def test_bad_input_is_one_line_and_nothing_is_written(home, tmp_path, what, said
         quantize.quantize(folder, tmp_path / "out", Options(**options), None if what == "no text" else text)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import tiny_llm
+from fewbit.llm import forecast, quantize
+from fewbit.llm.options import Options
+folder = Path(sys.argv[1])
+peaks = []
+for blocks in ("few", "many"):
+    quantize.quantize(folder / blocks, folder / f"{blocks}.int4", Options(method="rtn"))
+    peaks.append(forecast.peak_bytes())
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
+    """24 blocks of 4 MB are 100 MB; they may not show beside 4 of them."""
+    for name, count in (("few", 4), ("many", 24)):
+        tiny_llm.save(tmp_path / name, hidden_size=256, intermediate_size=1024, num_hidden_layers=count)
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": folder}
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40e6
