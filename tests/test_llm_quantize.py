@@ -142,6 +142,27 @@ def test_gptq_is_the_algorithm_of_its_paper_column_by_column(layer):
     assert (codes == found.codes).mean() > 0.999
 
 
+def test_a_layer_does_not_make_up_for_what_is_lost_beyond_measure(layer):
+    """A drift a thousand times the outputs, as from one token whose huge hidden state is gone, leaves the weight its size."""
+    weight, gram = layer
+    drift = 1000 * np.random.default_rng(1).standard_normal(weight.shape) @ gram
+
+    def size(w: np.ndarray) -> float:
+        return float(np.sqrt(np.trace(w @ gram @ w.T)))
+
+    for by, most in ((1.0, 1.7), (1e-6, 1.3)):
+        moments = methods.Moments(gram, {"a": by * drift})
+        found = methods.solve({"a": weight}, {"a": Grid(3, 16)}, moments, methods.METHODS["auto"])["a"]
+        assert size(found.dequantized()) < most * size(weight)
+
+
+def test_a_token_counts_by_the_stream_in_which_it_is_larger():
+    exact, quantized = torch.ones(1, 3, 4), torch.ones(1, 3, 4)
+    exact[0, 0], quantized[0, 1] = 100.0, 10.0
+    (counts,) = walk._counts(walk.Streams([exact], [quantized]))
+    assert torch.allclose(counts, torch.tensor([[1e-4, 1e-2, 1.0]]))
+
+
 def _block(home: Path, family: str = "llama") -> tuple[blocks.Structure, torch.nn.Module, list[torch.Tensor], blocks.Call]:
     structure = blocks.read(source.open_source(home / family))
     states, calls = blocks.entry(structure, list(torch.randint(0, 256, (2, 2, 24))))

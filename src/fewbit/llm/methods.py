@@ -39,6 +39,7 @@ RULES = {
     "smooth": ((0.5, 0.5),),
     "columns": ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.25)),
 }
+REACH = 0.5  # what making up for earlier layers may change a row's outputs by
 ROWS = 8  # every so manyth row is enough to choose a rule
 METHODS = {
     "rtn": Method(clip=False),
@@ -77,7 +78,7 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Momen
     for name, weight in weights.items():
         wanted = weight
         if name in moments.drift:
-            wanted = (weight + moments.drift[name] @ inverse).astype(np.float32)
+            wanted = (weight + _bounded(moments.drift[name] @ inverse, weight, gram)).astype(np.float32)
         s = grouped.clipped(wanted, importance, grids[name])
         if by is not None:
             s = grouped.gptq(wanted, s, by)
@@ -85,6 +86,15 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Momen
             s = grouped.rescaled(wanted, grouped.descend(wanted, s, gram), gram)
         found[name] = grouped.descend(wanted, s, gram) if method.polish else s
     return found
+
+
+def _bounded(step: np.ndarray, weight: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """The rows of a correction, shortened where they would give outputs more than REACH times as large as the weight's own.
+
+    Where the quantized model has lost a token's huge hidden state altogether, least squares would have one layer make it anew.
+    """
+    ours, own = (((w @ gram) * w).sum(axis=1) for w in (step, weight.astype(np.float64)))
+    return step * np.minimum(1, REACH * np.sqrt(np.maximum(own, 0) / np.maximum(ours, 1e-30)))[:, None]
 
 
 def column_scale(weights: list[np.ndarray], gram: np.ndarray, peak: np.ndarray, method: Method, grid: Grid) -> np.ndarray:

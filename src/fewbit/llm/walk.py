@@ -61,7 +61,7 @@ def quantize_block(
     writers = _writers(block, groups, probe, call) if method.propagate else []
     exact = _float_pass(block, streams.exact, call, groups, writers) if method.propagate else _Float()
     found: dict[str, Solution] = {}
-    counts = [1 / (x**2).mean(-1).clamp(min=1e-12) for x in streams.quantized]
+    counts = _counts(streams)
     written: dict[int, list[torch.Tensor]] = {g: [] for g in writers}
 
     def at(g: int, inputs: list[torch.Tensor]) -> None:
@@ -192,6 +192,17 @@ def _wanted(g: int, writers: list[int], exact: _Float, streams: Streams, written
         return t
 
     return _Wanted(len(streams.exact), outputs=target)
+
+
+def _counts(streams: Streams) -> list[torch.Tensor]:
+    """What each token counts: 1 / the mean square of its hidden state, in the stream where that is larger.
+
+    A huge state that quantization has lost would else count most exactly where nothing can be mended.
+    """
+    size = [(x**2).mean(-1) for x in streams.quantized]
+    for b, x in enumerate(streams.exact):
+        size[b] = torch.maximum(size[b], (x**2).mean(-1))
+    return [1 / s.clamp(min=1e-12) for s in size]
 
 
 def _moments(
