@@ -9,6 +9,8 @@ from rich.table import Table
 
 from fewbit.errors import FewbitError
 
+UNITS = {"training": "steps", "blocks": "", "windows": ""}
+
 
 class Bar:
     """A progress callback with one bar a task; use as a context."""
@@ -35,7 +37,7 @@ class Bar:
 
     def __call__(self, what: str, done: int, of: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=of, unit="steps" if what == "training" else "episodes")
+            self._tasks[what] = self._progress.add_task(what, total=of, unit=UNITS.get(what, "episodes"))
         self._progress.update(self._tasks[what], completed=done, total=of)
 
 
@@ -112,6 +114,20 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         table.add_row("latency", latency)
     if "exact" in record:
         table.add_row("exact", "yes" if record["exact"] else "no: part of the graph runs in float")
+    Console().print(table)
+
+
+def show_pairs(record: dict[str, Any], as_json: bool) -> None:
+    """A line a key."""
+    if as_json:
+        print(json.dumps(record))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for key, value in record.items():
+        table.add_row(
+            key.replace("_", " "),
+            f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value),
+        )
     Console().print(table)
 
 

@@ -1,0 +1,93 @@
+"""`fewbit llm quantize MODEL_DIR -o OUT`, `fewbit llm perplexity OUT --text TEXT --against MODEL_DIR`, `fewbit llm generate`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewbit.cli import common, llm_generate
+from fewbit.errors import FewbitError, MissingExtra
+
+app = typer.Typer(no_args_is_help=True, help="Language models: weights of few bits, and what they cost.")
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="the folder of a Hugging Face checkpoint")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write")],
+    weights: Annotated[str, typer.Option(help="int8, int4, int3 or int2")] = "int4",
+    group_size: Annotated[int, typer.Option(help="columns that share a scale; must divide every layer's")] = 64,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="no zero points")] = False,
+    method: Annotated[str, typer.Option(help="auto, rtn, gptq, awq, awq+gptq")] = "auto",
+    calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
+    bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
+    head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
+    samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
+    length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Quantize a language model's weights block by block; the same command goes on after a kill."""
+    _needs("torch", "safetensors", "transformers")
+    from fewbit.llm import quantize as q
+    from fewbit.llm.options import Options
+
+    if samples < 1 or length < 2:
+        raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
+    options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head)
+    with common.Bar() as bar:
+        record = q.quantize(model, out, options, calibration, bar, _say)
+    common.show_pairs(record, json)
+    return 0
+
+
+@app.command()
+def perplexity(
+    model: Annotated[Path, typer.Argument(help="an artifact, or any checkpoint")],
+    text: Annotated[Path, typer.Option(help="a text file")],
+    against: Annotated[Path | None, typer.Option(help="the float checkpoint: KL divergence and top-1 agreement too")] = None,
+    window: Annotated[int, typer.Option(help="tokens of a window")] = 1024,
+    stride: Annotated[int | None, typer.Option(help="tokens from one window's begin to the next one's; the window")] = None,
+    windows: Annotated[int | None, typer.Option(help="at most so many; all")] = None,
+    start: Annotated[float, typer.Option(help="share of the text to leave out before the first")] = 0.0,
+    activations: Annotated[str, typer.Option(help="int8: what 8-bit activations cost beside, simulated")] = "",
+    kv: Annotated[str, typer.Option(help="int8: what an 8-bit KV cache costs beside, simulated")] = "",
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Measure a language model on a text, beside its float original."""
+    _needs("torch", "safetensors", "transformers")
+    from fewbit.llm import artifact, calibration, simulate, source
+    from fewbit.llm import perplexity as p
+
+    if window < 2 or (stride is not None and stride < 1) or (windows is not None and windows < 1) or not 0 <= start < 1:
+        raise FewbitError("--window must be at least 2, --stride and --windows at least 1, --start from 0 to below 1")
+    if activations not in simulate.KINDS or kv not in simulate.KINDS:
+        raise FewbitError(f"--activations {activations or 'float'} --kv {kv or 'float'}: int8, or leave it out")
+    for folder in (model, against):
+        if folder is not None and not folder.is_dir():
+            raise FewbitError(f"{folder}: no such folder; give the folder of a checkpoint or of an artifact")
+    if not artifact.is_artifact(model):
+        source.open_source(model)
+    ids = calibration.windows(calibration.tokens(model, text), window, stride or window, start, windows, str(text))
+    with common.Bar() as bar:
+        loaded = p.load(model)
+        if activations:
+            simulate.activations(loaded)
+        record = p.perplexity(loaded, ids, p.load(against) if against else None, bar, kv)
+    common.show_pairs({"model": str(model), "bytes": artifact.size(model)} | record, json)
+    return 0
+
+
+app.command()(llm_generate.generate)
+
+
+def _needs(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    for name in packages:
+        if find_spec(name) is None:
+            raise MissingExtra(name, "llm")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

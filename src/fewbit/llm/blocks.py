@@ -1,0 +1,260 @@
+"""A causal model by structure: where its blocks are, what each one is called with, and which Linears share an input.
+
+The model is built without weights; one block at a time is given its own. Nothing here goes by the name of a family: the
+blocks are the one ModuleList of num_hidden_layers alike, a block maps hidden states to hidden states.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewbit.errors import FewbitError, MissingExtra
+from fewbit.llm.source import Source
+
+PROBE = 64  # tokens
+
+
+@dataclass(frozen=True)
+class Structure:
+    """model: weights on the meta device; base: the module that runs the blocks; prefix: of the blocks' parameters."""
+
+    model: nn.Module
+    base: nn.Module
+    blocks: nn.ModuleList
+    prefix: str
+    source: Source
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration of the text model."""
+        model: Any = self.model
+        return model.config.get_text_config()
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head, 0 where the configuration does not say."""
+        heads = getattr(self.config, "num_attention_heads", 0) or 0
+        return getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0)
+
+    def names(self, k: int) -> list[str]:
+        """Full names of block k's parameters and saved buffers."""
+        return [f"{self.prefix}{k}.{n}" for n in self.blocks[k].state_dict()]
+
+    def outer(self) -> list[str]:
+        """Names of what the checkpoint holds beside the blocks."""
+        inside = {n for k in range(len(self.blocks)) for n in self.names(k)}
+        return [n for n in self.source.shards if n not in inside]
+
+
+def head(structure: Structure) -> str | None:
+    """The name of a Linear outside the blocks whose weight the checkpoint holds."""
+    outer = set(structure.outer())
+    found = (n for n, m in structure.model.named_modules() if isinstance(m, nn.Linear))
+    return next((n for n in found if f"{n}.weight" in outer), None)
+
+
+def build(folder: Path) -> nn.Module:
+    """The model of config.json on the meta device."""
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        raise MissingExtra("transformers", "llm") from None
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except Exception as e:  # transformers raises anything, from KeyError to its own, in many lines
+        raise FewbitError(f"{folder}: transformers makes no causal model of it: {_first_line(e)}") from None
+
+
+def read(source: Source) -> Structure:
+    """Build the model and find its blocks."""
+    model = build(source.folder)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr,operator]
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    lists = [(n, m) for n, m in lists if len({type(b) for b in m}) == 1 and any(isinstance(x, nn.Linear) for x in m.modules())]
+    if len(lists) != 1:
+        raise FewbitError(
+            f"{source.folder}: {type(model).__name__} has not the expected structure: {len(lists)} lists of "
+            f"{layers} alike blocks with Linear layers, one is expected"
+        )
+    name, blocks = lists[0]
+    found = Structure(model, model.get_submodule(name.rpartition(".")[0]), blocks, f"{name}.", source)
+    missing = [n for k in range(len(blocks)) for n in found.names(k) if n not in source.shards]
+    missing += [n for n in _outer_needed(found) if n not in source.shards]
+    if missing:
+        raise FewbitError(f"{source.folder}: tensor {missing[0]} of {type(model).__name__} is not in its safetensors files")
+    return found
+
+
+def _outer_needed(structure: Structure) -> list[str]:
+    tied = set(
+        getattr(structure.model, "all_tied_weights_keys", None) or getattr(structure.model, "_tied_weights_keys", None) or ()
+    )
+    return [n for n in structure.model.state_dict() if not n.startswith(structure.prefix) and n not in tied]
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+
+
+def fill(structure: Structure, module: nn.Module, prefix: str) -> None:
+    """Give a module its parameters from the checkpoint, as float32, and its unsaved buffers their values."""
+    names = list(module.state_dict())
+    loaded = structure.source.load([prefix + n for n in names])
+    try:
+        module.load_state_dict({n: loaded[prefix + n] for n in names}, assign=True)
+    except RuntimeError as e:
+        detail = " ".join(str(e).split())[:300]
+        raise FewbitError(f"{structure.source.folder}: the weights of {prefix} do not fit config.json: {detail}") from None
+    for name, tensor in loaded.items():
+        if not torch.isfinite(tensor).all():
+            raise FewbitError(f"{structure.source.folder}: {name} holds numbers that are not finite; download it again")
+    fill_buffers(structure.model, module)
+
+
+def fill_buffers(model: nn.Module, module: nn.Module) -> None:
+    """Buffers that no checkpoint holds (rotary frequencies): transformers computes them again, as its own loading does."""
+    for part in module.modules():
+        unsaved = [n for n in part._non_persistent_buffers_set if part._buffers.get(n) is not None and part._buffers[n].is_meta]  # type: ignore[union-attr]
+        for name in unsaved:
+            empty = torch.empty_like(part._buffers[name], device="cpu")  # type: ignore[arg-type]
+            part._buffers[name] = empty.fill_(float("nan")) if empty.is_floating_point() else empty
+        if unsaved:  # it would draw the weights anew too: those of this part are out of its sight meanwhile
+            kept = dict(part._parameters)
+            part._parameters.update({n: None if p is None else nn.Parameter(p.to("meta")) for n, p in kept.items()})
+            model._init_weights(part)  # type: ignore[operator]
+            part._parameters.update(kept)
+        for name in unsaved:
+            if not torch.isfinite(part._buffers[name]).all():  # type: ignore[arg-type]
+                raise FewbitError(f"{type(part).__name__}.{name}: transformers does not say how to compute it; not supported")
+
+
+def empty(module: nn.Module) -> None:
+    """Take the weights away again."""
+    module.to("meta")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the model hands a block beside the hidden states, for a batch and for a probe of it (masks have their size)."""
+
+    batch: dict[str, Any]
+    probe: dict[str, Any]
+
+
+class _Stub(nn.Module):
+    """Stands for a block: keeps what it is called with, hands its input on. Attributes of the block stay readable."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self._block = [block]  # in a list, so that it is no submodule
+        self.call: dict[str, Any] | None = None
+        self.states: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block[0], name)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args:
+            raise FewbitError(f"{type(self._block[0]).__name__} is called with positional arguments; not the expected structure")
+        self.call, self.states = kwargs, hidden_states
+        return hidden_states
+
+
+def entry(structure: Structure, batches: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[Call]]:
+    """(hidden states before block 0 of each batch of ids [n, length], each block's call). All batches have one shape."""
+    base, blocks = structure.base, structure.blocks
+    outside = [(n, m) for n, m in base.named_children() if m is not blocks]
+    for name, module in outside:
+        fill(structure, module, _outer_prefix(structure) + name + ".")
+    stubs = [_Stub(b) for b in blocks]
+    owner = next(n for n, m in base.named_children() if m is blocks)
+    setattr(base, owner, nn.ModuleList(stubs))
+    try:
+        found: list[list[dict[str, Any]]] = []
+        states = []
+        for ids in [probe(batches[0]), *batches]:
+            with torch.inference_mode():
+                base(input_ids=ids, use_cache=False)
+            if stubs[0].states is None or any(s.call is None for s in stubs):
+                raise FewbitError(f"{type(base).__name__} does not run all its blocks; not the expected structure")
+            states.append(stubs[0].states.clone())
+            if len(found) < 2:
+                found.append([s.call or {} for s in stubs])
+        return states[1:], [Call(batch, short) for short, batch in zip(*found, strict=True)]
+    finally:
+        setattr(base, owner, blocks)
+        for _, module in outside:
+            empty(module)
+
+
+def _outer_prefix(structure: Structure) -> str:
+    name = structure.prefix.rstrip(".").rpartition(".")[0]
+    return f"{name}." if name else ""
+
+
+def probe(batch: torch.Tensor) -> torch.Tensor:
+    """The beginning of a batch's first sample, ids or hidden states: enough to see who is connected to whom."""
+    return batch[:1, :PROBE]
+
+
+def run(block: nn.Module, states: torch.Tensor, call: Call) -> torch.Tensor:
+    """A block's output; some return a tuple that begins with it."""
+    out = block(states, **(call.probe if states.shape[:2] == probe(states).shape[:2] else call.batch))
+    out = out[0] if isinstance(out, tuple) else out
+    if not isinstance(out, torch.Tensor) or out.shape != states.shape:
+        raise FewbitError(f"{type(block).__name__} does not map hidden states to hidden states; not the expected structure")
+    return out
+
+
+def linears(block: nn.Module) -> dict[str, nn.Linear]:
+    return {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+
+
+def groups(block: nn.Module, states: torch.Tensor, call: Call) -> list[list[str]]:
+    """The block's Linears in the order they run, those that are given the same tensor together. Runs the block once."""
+    seen: list[tuple[torch.Tensor, list[str]]] = []
+
+    def note(name: str, x: torch.Tensor) -> None:
+        for other, names in seen:
+            if other is x:
+                names.append(name)
+                return
+        seen.append((x, [name]))
+
+    with inputs_watched(block, note), torch.inference_mode():
+        run(block, states, call)
+    found = [names for _, names in seen]
+    flat = [n for names in found for n in names]
+    if sorted(flat) != sorted(linears(block)):
+        raise FewbitError(
+            f"{type(block).__name__}: its Linear layers do not run once each ({len(flat)} runs of {len(linears(block))}); "
+            "mixtures of experts are not supported"
+        )
+    return found
+
+
+@contextmanager
+def inputs_watched(block: nn.Module, note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """note(name, input) before every Linear runs."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs: note(name, inputs[0])
+
+    handles = [m.register_forward_pre_hook(hook(n)) for n, m in linears(block).items()]
+    try:
+        yield
+    finally:
+        for h in handles:
+            h.remove()

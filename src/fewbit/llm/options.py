@@ -1,0 +1,20 @@
+"""What `fewbit llm quantize` can be asked for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """weights: one of packed.WEIGHTS; method: one of methods.METHODS; samples of `length` tokens from the calibration text.
+
+    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head: the head's width, "" for float.
+    """
+
+    weights: str = "int4"
+    group_size: int = 64
+    symmetric: bool = False
+    method: str = "auto"
+    samples: int = 64
+    length: int = 512
+    bits_per_weight: float | None = None
+    head: str = ""

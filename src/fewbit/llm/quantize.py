@@ -1,0 +1,100 @@
+"""Quantize a causal language model block by block, from disk to disk: what is finished survives a kill (llm/work)."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewbit.errors import FewbitError
+from fewbit.llm import artifact, blocks, calibration, forecast, methods, packed, source
+from fewbit.llm.options import Options
+from fewbit.llm.work import Progress, Work, part_of
+from fewbit.solvers import grouped
+
+VERSION = 2  # of the walk: one that makes other bytes has another number
+
+
+def quantize(
+    folder: str | Path,
+    out: str | Path,
+    options: Options,
+    text: Path | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on. The record of what it took."""
+    began, out = time.perf_counter(), Path(out)
+    structure, ids = _prepare(folder, out, options, text)
+    key = _key(structure, options, ids)
+    if _finished(out, key):
+        return _record(out, structure, options, None, began)
+    work = Work(out, structure, key, ids, options)
+    said = work.run(progress or (lambda *_: None), say or (lambda _: None))
+    return _record(out, structure, options, said, began)
+
+
+def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None) -> tuple[blocks.Structure, torch.Tensor | None]:
+    """All that can be refused, before any work."""
+    method = methods.find(options.method)
+    if options.weights not in packed.WEIGHTS:
+        raise FewbitError(f"--weights {options.weights}: choose one of {', '.join(packed.WEIGHTS)}")
+    if options.head and options.head not in packed.WEIGHTS:
+        raise FewbitError(f"--head {options.head}: choose one of {', '.join(packed.WEIGHTS)}")
+    if options.bits_per_weight is not None and not method.calibrated:
+        raise FewbitError("--bits-per-weight needs a method that calibrates, not rtn")
+    if not out.parent.is_dir():
+        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    found = source.open_source(folder)
+    if text is None and method.calibrated:
+        raise FewbitError(f"method {options.method} needs a text to calibrate on; give --calibration FILE.txt, or --method rtn")
+    structure = blocks.read(found)
+    for name, linear in blocks.linears(structure.blocks[0]).items():
+        grouped.check(f"{structure.prefix}0.{name}", linear.in_features, options.group_size)
+    if options.head and blocks.head(structure) is None:
+        raise FewbitError(f"--head {options.head}: the head is the embedding (tied), which stays float; leave --head out")
+    if not method.calibrated or text is None:
+        return structure, None
+    ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text))
+    vocabulary = int(structure.config.vocab_size)
+    if int(ids.max()) >= vocabulary:
+        raise FewbitError(f"{folder}: its tokenizer gives id {int(ids.max())}, the model has {vocabulary} embeddings")
+    return structure, ids
+
+
+def _key(structure: blocks.Structure, options: Options, ids: torch.Tensor | None) -> dict[str, Any]:
+    """What an artifact was made from; equal keys, equal bytes."""
+    tokens = hashlib.sha256(ids.numpy().tobytes()).hexdigest() if ids is not None else ""
+    return {"version": VERSION, "source": structure.source.digest(), "tokens": tokens, "options": asdict(options)}
+
+
+def _finished(out: Path, key: dict[str, Any]) -> bool:
+    """OUT is there and is what is asked for; another one is not overwritten."""
+    if not out.exists():
+        return False
+    made = out / artifact.RECORD
+    if not made.is_file() or json.loads(made.read_text()) != json.loads(json.dumps(key)):
+        raise FewbitError(f"{out}: exists and is something else; remove it or choose another name")
+    shutil.rmtree(part_of(out), ignore_errors=True)
+    return True
+
+
+def _record(
+    out: Path, structure: blocks.Structure, options: Options, said: dict[str, Any] | None, began: float
+) -> dict[str, Any]:
+    return {
+        "artifact": str(out),
+        "method": options.method,
+        "blocks": len(structure.blocks),
+        "bytes": artifact.size(out),
+        "bytes_float": sum(p.stat().st_size for p in set(structure.source.shards.values())),
+        "seconds": time.perf_counter() - began,
+        "peak_bytes": forecast.peak_bytes(),
+        "forecast": said,
+        "after_forecast": forecast.since(said.pop("began")) if said else None,  # what it is to be compared with
+    }

@@ -1,0 +1,59 @@
+"""Tiny random language models of several families, saved as Hugging Face folders with a tokenizer of their own."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+SHAPE = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None,
+    "pad_token_id": None,
+}  # fmt: skip
+FAMILIES = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": 16}),
+    "gemma2": ("Gemma2Config", {"sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 16, "query_pre_attn_scalar": 16}),
+}
+
+
+def save(
+    folder: Path, family: str = "llama", seed: int = 0, shards: bool = False, dtype: torch.dtype = torch.float32, **shape
+) -> Path:
+    """A random model whose columns and norms differ in size, as a trained one's do; bytes are its tokens."""
+    name, own = FAMILIES[family]
+    config = getattr(transformers, name)(**{**SHAPE, **own, **shape})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_((0.0 if "gemma" in family else 1.0) + 0.3 * torch.randn_like(p))
+            elif "embed" not in n:
+                p.copy_(torch.randn_like(p) / p.shape[1] ** 0.5 * torch.exp(0.3 * torch.randn(p.shape[1])))
+            else:
+                p.copy_(0.2 * torch.randn_like(p))
+    model = model.to(dtype)
+    model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: k for k, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    words = ["weight", "scale", "group", "code", "zero", "the", "of", "a", "network", "few", "bits", "and"]
+    picks = torch.randint(0, len(words), (characters,), generator=generator)
+    path.write_text(" ".join(words[i] for i in picks)[:characters])
+    return path
