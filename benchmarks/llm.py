@@ -21,7 +21,7 @@ from pathlib import Path
 
 CASES = [
     ("rtn", "int8"), ("rtn", "int4"), ("awq", "int4"), ("gptq", "int4"), ("awq+gptq", "int4"), ("auto", "int4"),
-    ("rtn", "int3"), ("gptq", "int3"), ("auto", "int3"), ("auto", "int8"),
+    ("rtn", "int3"), ("gptq", "int3"), ("awq+gptq", "int3"), ("auto", "int3"), ("auto", "int8"),
 ]  # fmt: skip
 PEERS = [("llm-compressor gptq", "int4"), ("llm-compressor gptq", "int3")]
 MAIN = "from fewbit.cli.main import main; main()"

@@ -36,7 +36,7 @@ def build(folder, *options: str):
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     flags = "-DCMAKE_CXX_FLAGS=-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
-    return build(tmp_path_factory.mktemp("sanitized"), flags)
+    return build(tmp_path_factory.mktemp("sanitized"), flags, "-DFEWBIT_OPTIMIZE=-O1")  # -O3 takes them many minutes
 
 
 def test_sanitizers_find_nothing(sanitized, cases):
