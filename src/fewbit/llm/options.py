@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Options:
     """weights: one of packed.WEIGHTS; method: one of methods.METHODS; samples of `length` tokens from the calibration text.
 
-    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head: the head's width, "" for float.
+    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head, embedding: their widths, "" for
+    float; a tied head takes the embedding's.
     """
 
     weights: str = "int4"
@@ -18,3 +19,4 @@ class Options:
     length: int = 512
     bits_per_weight: float | None = None
     head: str = ""
+    embedding: str = ""
