@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fewbit.numerics.formats import INTEGERS
+
 
 @dataclass(frozen=True)
 class Options:
@@ -20,3 +22,8 @@ class Options:
     bits_per_weight: float | None = None
     head: str = ""
     embedding: str = ""
+
+    @property
+    def bits(self) -> float:
+        """Of a weight of the blocks, on average."""
+        return self.bits_per_weight or INTEGERS[self.weights].bits

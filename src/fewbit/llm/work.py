@@ -35,7 +35,7 @@ class Work:
 
     def __init__(self, out: Path, structure: blocks.Structure, key: dict[str, Any], ids: torch.Tensor | None, options: Options):
         self.out, self.structure, self.key, self.options = out, structure, key, options
-        self.method = methods.find(options.method)
+        self.method = methods.find(options.method, options.bits)
         self.batches = _batches(ids) if ids is not None else []
         self.part = part_of(out)
         self.made, self.state = self.part / "artifact", self.part / "state"
