@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 import tiny_llm  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+import fewbit  # noqa: E402
 from fewbit.cli.main import app  # noqa: E402
 from fewbit.errors import FewbitError  # noqa: E402
 from fewbit.llm import artifact, budget, calibration, packed, perplexity, quantize, simulate  # noqa: E402
@@ -50,6 +51,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("budget")
     tiny_llm.save(folder / "llama")
     tiny_llm.save(folder / "untied", "qwen2")
+    tiny_llm.save(folder / "gemma3", "gemma3")
     tiny_llm.text(folder / "text.txt")
     return folder
 
@@ -74,6 +76,21 @@ def test_an_untied_head_is_packed_and_a_tied_one_refused(home, tmp_path):
     assert (artifact.state_dict(tmp_path / "a")["lm_head.weight"] - wanted).abs().max() < 0.02 * wanted.abs().max()
     with pytest.raises(FewbitError, match="tied"):
         quantize.quantize(home / "llama", tmp_path / "b", options)
+
+
+def test_an_embedding_is_packed_with_its_tied_head_and_a_scaling_one_refused(home, tmp_path):
+    """What runs on packed bytes is transformers' own model of the same numbers as floats."""
+    options = Options("int4", 16, False, "rtn", embedding="int8")
+    quantize.quantize(home / "llama", tmp_path / "a", options)
+    model, _ = fewbit.llm.load(tmp_path / "a", activations="float")
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        got, want = model(ids).logits, perplexity.load(tmp_path / "a")(ids).logits
+        plain = perplexity.load(home / "llama")(ids).logits
+    assert torch.allclose(got, want, atol=1e-4 * float(want.abs().max())) and not torch.allclose(plain, want, atol=1e-3)
+    assert artifact.size(tmp_path / "a") < 0.5 * artifact.size(home / "llama")
+    with pytest.raises(FewbitError, match="more than look up"):
+        quantize.quantize(home / "gemma3", tmp_path / "b", options)
 
 
 def test_rounded_numbers_lie_on_255_levels_a_token():

@@ -23,6 +23,7 @@ def quantize(
     calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
     bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
     head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
+    embedding: Annotated[str, typer.Option(help="int8, …: the embedding, and the head that is tied to it; float")] = "",
     samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
     length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -34,7 +35,7 @@ def quantize(
 
     if samples < 1 or length < 2:
         raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
-    options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head)
+    options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
     with common.Bar() as bar:
         record = q.quantize(model, out, options, calibration, bar, _say)
     common.show_pairs(record, json)

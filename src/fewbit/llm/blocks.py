@@ -58,6 +58,12 @@ def head(structure: Structure) -> str | None:
     return next((n for n in found if f"{n}.weight" in outer), None)
 
 
+def embedding(structure: Structure) -> str | None:
+    """The name of the table of the tokens' vectors, if looking up is all that it does."""
+    table = structure.model.get_input_embeddings()
+    return next((n for n, m in structure.model.named_modules() if m is table and type(m) is nn.Embedding), None)
+
+
 def build(folder: Path) -> nn.Module:
     """The model of config.json on the meta device."""
     try:

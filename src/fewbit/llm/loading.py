@@ -133,7 +133,7 @@ def _module(model: Any, name: str, tensors: Tensors) -> Any:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+    if not (isinstance(module, torch.nn.Linear) or type(module) is torch.nn.Embedding):
         raise FewbitError(f"{tensors.folder}: {name}.codes belongs to no Linear or Embedding of the model in config.json")
     return module
 

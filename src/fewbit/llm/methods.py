@@ -6,7 +6,7 @@ Qronos, Zhang et al. 2025; and, for layers that write the residual stream, the s
 loss left after GPTQ's compensation; GPTQ (Frantar et al. 2022); coordinate descent in turn with a joint refit of the scales.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ RULES = {
     "smooth": ((0.5, 0.5),),
     "columns": ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.25)),
 }
+MENDED = 4  # bits below which more is lost than later layers can make up for: they are the worse for trying (docs/llm.md)
 REACH = 0.5  # what making up for earlier layers may change a row's outputs by
 ROWS = 8  # every so manyth row is enough to choose a rule
 METHODS = {
@@ -51,10 +52,11 @@ METHODS = {
 }
 
 
-def find(name: str) -> Method:
+def find(name: str, bits: float = 8) -> Method:
+    """bits: of a weight, on average."""
     if name not in METHODS:
         raise FewbitError(f"method {name} is unknown; choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return replace(METHODS[name], propagate=METHODS[name].propagate and bits >= MENDED)
 
 
 @dataclass(frozen=True)

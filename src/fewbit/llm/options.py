@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from fewbit.numerics.formats import INTEGERS
+
 
 @dataclass(frozen=True)
 class Options:
     """weights: one of packed.WEIGHTS; method: one of methods.METHODS; samples of `length` tokens from the calibration text.
 
-    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head: the head's width, "" for float.
+    bits_per_weight: widths by layer under this budget instead of `weights` everywhere. head, embedding: their widths, "" for
+    float; a tied head takes the embedding's.
     """
 
     weights: str = "int4"
@@ -18,3 +21,9 @@ class Options:
     length: int = 512
     bits_per_weight: float | None = None
     head: str = ""
+    embedding: str = ""
+
+    @property
+    def bits(self) -> float:
+        """Of a weight of the blocks, on average."""
+        return self.bits_per_weight or INTEGERS[self.weights].bits

@@ -17,7 +17,7 @@ from fewbit.llm.options import Options
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.solvers import grouped
 
-VERSION = 2  # of the walk: one that makes other bytes has another number
+VERSION = 3  # of the walk: one that makes other bytes has another number
 
 
 def quantize(
@@ -44,8 +44,9 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     method = methods.find(options.method)
     if options.weights not in packed.WEIGHTS:
         raise FewbitError(f"--weights {options.weights}: choose one of {', '.join(packed.WEIGHTS)}")
-    if options.head and options.head not in packed.WEIGHTS:
-        raise FewbitError(f"--head {options.head}: choose one of {', '.join(packed.WEIGHTS)}")
+    for option, weights in (("--head", options.head), ("--embedding", options.embedding)):
+        if weights and weights not in packed.WEIGHTS:
+            raise FewbitError(f"{option} {weights}: choose one of {', '.join(packed.WEIGHTS)}")
     if options.bits_per_weight is not None and not method.calibrated:
         raise FewbitError("--bits-per-weight needs a method that calibrates, not rtn")
     if not out.parent.is_dir():
@@ -57,7 +58,9 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     for name, linear in blocks.linears(structure.blocks[0]).items():
         grouped.check(f"{structure.prefix}0.{name}", linear.in_features, options.group_size)
     if options.head and blocks.head(structure) is None:
-        raise FewbitError(f"--head {options.head}: the head is the embedding (tied), which stays float; leave --head out")
+        raise FewbitError(f"--head {options.head}: the head is the embedding (tied), give --embedding instead")
+    if options.embedding and blocks.embedding(structure) is None:
+        raise FewbitError(f"--embedding {options.embedding}: the model's embedding does more than look up; leave it out")
     if not method.calibrated or text is None:
         return structure, None
     ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text))

@@ -35,7 +35,7 @@ class Work:
 
     def __init__(self, out: Path, structure: blocks.Structure, key: dict[str, Any], ids: torch.Tensor | None, options: Options):
         self.out, self.structure, self.key, self.options = out, structure, key, options
-        self.method = methods.find(options.method)
+        self.method = methods.find(options.method, options.bits)
         self.batches = _batches(ids) if ids is not None else []
         self.part = part_of(out)
         self.made, self.state = self.part / "artifact", self.part / "state"
@@ -85,18 +85,22 @@ class Work:
         return self.state / f"before-{k}.safetensors"
 
     def _outer(self) -> None:
-        """All that lies outside the blocks, as it is."""
+        """All that lies outside the blocks: as it is, or rounded to nearest where that was asked for."""
         path = self.made / artifact.shard_name(0, self.shards)
         if path.exists():
             return
         tensors = self.structure.source.load(self.structure.outer(), None)
-        if self.options.head:
-            head = blocks.head(self.structure)
-            weight = tensors.pop(f"{head}.weight").float().numpy()
-            grouped.check(str(head), weight.shape[1], self.options.group_size)
-            grid = Grid(INTEGERS[self.options.head].bits, self.options.group_size, self.options.symmetric)
-            tensors |= artifact.packed_tensors(str(head), grouped.nearest(weight, grid))
+        for name, weights in self._rounded().items():
+            weight = tensors.pop(f"{name}.weight").float().numpy()
+            grouped.check(name, weight.shape[1], self.options.group_size)
+            grid = Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
+            tensors |= artifact.packed_tensors(name, grouped.nearest(weight, grid))
         artifact.save(path, tensors)
+
+    def _rounded(self) -> dict[str, str]:
+        """Name -> weights of what is packed outside the blocks."""
+        asked = {blocks.head(self.structure): self.options.head, blocks.embedding(self.structure): self.options.embedding}
+        return {name: weights for name, weights in asked.items() if name is not None and weights}
 
     def _plan(self) -> dict[str, str]:
         """Full name -> weights of the layers that differ from the rest; kept, so that going on does not measure again."""
@@ -176,8 +180,7 @@ class Work:
     def _close(self) -> None:
         options = self.options
         layer = packed.Layer(options.weights, options.group_size, options.symmetric)
-        head = {blocks.head(self.structure): options.head} if options.head else {}
-        differing = {n: replace(layer, weights=w) for n, w in (self.layers | head).items() if n is not None}
+        differing = {n: replace(layer, weights=w) for n, w in (self.layers | self._rounded()).items()}
         recipe = packed.Recipe(layer, options.method, differing, self._skipped())
         artifact.finish(self.made, self.structure.source.folder, self.structure.source.config, recipe, self.key)
         self.made.rename(self.out)
