@@ -38,7 +38,7 @@ def quantize(
     options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
     with common.Bar() as bar:
         record = q.quantize(model, out, options, calibration, bar, _say)
-    common.show_pairs(record, json)
+    common.show_pairs(record if json else {k: v for k, v in record.items() if "forecast" not in k}, json)  # it was said already
     return 0
 
 
