@@ -60,7 +60,7 @@ def head(structure: Structure) -> str | None:
 
 def embedding(structure: Structure) -> str | None:
     """The name of the table of the tokens' vectors, if looking up is all that it does."""
-    table = structure.model.get_input_embeddings()
+    table = structure.model.get_input_embeddings()  # type: ignore[operator]
     return next((n for n, m in structure.model.named_modules() if m is table and type(m) is nn.Embedding), None)
 
 
