@@ -52,17 +52,17 @@ def perplexity(
     windows: Annotated[int | None, typer.Option(help="at most so many; all")] = None,
     start: Annotated[float, typer.Option(help="share of the text to leave out before the first")] = 0.0,
     activations: Annotated[str, typer.Option(help="int8: what 8-bit activations cost beside, simulated")] = "",
-    kv: Annotated[str, typer.Option(help="int8: what an 8-bit KV cache costs beside, simulated")] = "",
+    kv: Annotated[str, typer.Option(help="int8: an 8-bit KV cache")] = "",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Measure a language model on a text, beside its float original."""
     _needs("torch", "safetensors", "transformers")
-    from fewbit.llm import artifact, calibration, simulate, source
+    from fewbit.llm import artifact, calibration, kv_cache, simulate, source
     from fewbit.llm import perplexity as p
 
     if window < 2 or (stride is not None and stride < 1) or (windows is not None and windows < 1) or not 0 <= start < 1:
         raise FewbitError("--window must be at least 2, --stride and --windows at least 1, --start from 0 to below 1")
-    if activations not in simulate.KINDS or kv not in simulate.KINDS:
+    if activations not in simulate.KINDS or kv not in kv_cache.KINDS:
         raise FewbitError(f"--activations {activations or 'float'} --kv {kv or 'float'}: int8, or leave it out")
     for folder in (model, against):
         if folder is not None and not folder.is_dir():

@@ -19,6 +19,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0: the likeliest token each time")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the draws at a temperature above 0")] = 0,
     activations: Annotated[str, typer.Option(help="int8, or float: slower, the weights' error alone")] = "int8",
+    kv: Annotated[str, typer.Option(help="int8: keys and values of what was read in a quarter of the bytes; float")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="the prompt as it stands, without the chat template")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output, at the end")] = False,
 ) -> int:
@@ -31,14 +32,17 @@ def generate(
     for name, (value, least) in given.items():
         if not least <= value < 1 << 20:
             raise FewbitError(f"{name} {value}: give a number from {least}")
+    from fewbit.llm import kv_cache
     from fewbit.llm.loading import load
 
+    if kv not in kv_cache.KINDS:
+        raise FewbitError(f"--kv {kv}: int8, or leave it out")
     import torch  # isort: skip
 
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer = load(folder, threads, activations)
-    record = run(model, tokenizer, prompt, max_tokens, temperature, seed, raw, not json)
+    record = run(model, tokenizer, prompt, max_tokens, temperature, seed, raw, not json, kv_cache.arguments(model) if kv else {})
     if json:
         print(jsonlib.dumps(record))
     else:
@@ -48,9 +52,17 @@ def generate(
 
 
 def run(
-    model: Any, tokenizer: Any, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool, show: bool
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    raw: bool,
+    show: bool,
+    cache: dict[str, Any],
 ) -> dict[str, Any]:
-    """Generate, streaming the text to standard output if `show`; the record that --json prints."""
+    """Generate, streaming the text to standard output if `show`; the record that --json prints. cache: of llm/kv_cache, or {}."""
     import torch
     import transformers
 
@@ -60,7 +72,7 @@ def run(
     clock = _Clock(tokenizer, show)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     transformers.logging.set_verbosity_error()
-    out = model.generate(**inputs, **sampling, max_new_tokens=max_tokens, streamer=clock)
+    out = model.generate(**inputs, **sampling, **cache, max_new_tokens=max_tokens, streamer=clock)
     new = out[0][length:]
     return {
         "text": tokenizer.decode(new, skip_special_tokens=True),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, simulate, source
+from fewbit.llm import artifact, blocks, kv_cache, source
 from fewbit.llm.forecast import peak_bytes
 
 
@@ -42,7 +42,7 @@ def perplexity(
     with torch.inference_mode():
         for k, ids in enumerate(windows):
             began = time.perf_counter()
-            ours = _log_probabilities(model, ids, simulate.cache(model) if kv else {"use_cache": False})
+            ours = _log_probabilities(model, ids, kv_cache.arguments(model) if kv else {"use_cache": False})
             seconds += time.perf_counter() - began
             wanted = ids[1:, None]
             loss -= float(ours.gather(1, wanted).double().sum())
