@@ -56,6 +56,13 @@ def test_rungs_never_get_finer_without_getting_dearer():
     assert len(names) == len(set(names)) and "int4" in names[0] and "float16" in names[-1]
 
 
+@pytest.mark.parametrize("weights", ["auto", "int4", "int2", "int8"])
+def test_what_was_trained_at_a_width_is_found_before_anything_else(weights):
+    """Rounding alone gives a policy of rl.QuantizedTraining the codes that it was trained with."""
+    _, first = next(ladder.rungs(Scheme(method="auto", weights=weights), "head"))
+    assert first.method == "rtn" and first.weights == ("int4" if weights == "auto" else weights)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_allocation_against_exhaustive_search(seed):
     rng = np.random.default_rng(seed)

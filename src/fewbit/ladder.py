@@ -32,7 +32,7 @@ def rungs(scheme: Scheme, head: str, train: bool = True) -> Iterator[tuple[str, 
     for weights in start:
         plain = replace(scheme, weights=weights, method="rtn")
         best = replace(plain, method=BEST)
-        if weights == "int8":
+        if weights == "int8" or weights in TRAINED:  # a network that was trained at that width has its codes already
             yield f"{weights}, rounded to nearest", plain
         yield f"{weights}, columns scaled, GPTQ", best
         if weights != "int8":

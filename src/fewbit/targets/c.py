@@ -122,7 +122,7 @@ def generate(
         "rounds": any(k["operation"] in ROUNDING and k.get("y") != "f32" and k.get("round") != "high" for k in kinds),
         "rounds_high": any(k.get("round") == "high" for k in kinds), "dsp_kernels": set(dsp),
         "dsp": sorted({k["x"] for k in dsp.values() if k["w"] == "w8"}),
-        "dsp_nibbles": sorted({k["x"] for k in dsp.values() if k["w"] == "w4"}),
+        "dsp_packed": sorted({(int(k["w"][1:]), k["x"]) for k in dsp.values() if k["w"] in ("w2", "w4")}),
         "constants": writer.constants, "slots": writer.slots, "c_types": C_TYPES, "limits": LIMITS, "array": array,
         "orders": order_of,
         "observations": [e for e in ends["inputs"] if not e.held], "actions": [e for e in ends["outputs"] if not e.held],

@@ -7,7 +7,7 @@ import numpy as np
 
 def by_dsp(k: dict[str, Any]) -> bool:
     """Can a linear kernel use the products of two 16-bit pairs?"""
-    return k["w"] in ("w4", "w8") and k["acc"] == "narrow" and k["x"] in ("u8", "i8", "i16")
+    return k["w"] in ("w2", "w4", "w8") and k["acc"] == "narrow" and k["x"] in ("u8", "i8", "i16")
 
 
 def bits_of(weight: np.ndarray) -> int:
@@ -32,10 +32,14 @@ def packed_type(bits: int) -> str:
 
 
 def order_of(bits: int, kind: str) -> list[int]:
-    """Which code of a group each place of its bytes holds, lowest bits first; nibbles lie as dot8 of kernels/dsp.c reads them."""
-    if bits == 4:
-        return [0, 2, 4, 6, 1, 3, 5, 7] if kind == "i16" else [0, 1, 4, 5, 2, 3, 6, 7]
-    return list(range(8 // bits))
+    """Which code of a word of 2 or 4 bits each place holds, lowest bits first.
+
+    Place k and the one half a word above it are what one product of kernels/dsp.c reads: neighbours of 16-bit codes, and codes
+    two apart of bytes, which are widened to pairs so.
+    """
+    lower = np.arange(16 // bits)
+    first, apart = (2 * lower, 1) if kind == "i16" else (4 * (lower // 2) + lower % 2, 2)
+    return [*first.tolist(), *(first + apart).tolist()]
 
 
 def pack(weight: np.ndarray, bits: int, kind: str) -> np.ndarray:

@@ -31,23 +31,28 @@ static inline void dot4_i16(const int16_t *x, const int8_t *w0, const int8_t *w1
   *sum1 = __smlad(odd, __sxtb16((int8x4_t)(b >> 8 | b << 24)), __smlad(even, __sxtb16((int8x4_t)b), *sum1));
 }
 {% endif %}
-{% for x in dsp_nibbles %}
+{% for bits, x in dsp_packed %}
+{% set codes = 32 // bits %}
 
-/* Eight codes by eight nibbles, which lie so that nibbles k and k + 4 of a word are a pair's. */
-static inline void dot8_{{ x }}(const {{ c_types[x] }} *x, const uint8_t *w0, const uint8_t *w1, int32_t *sum0, int32_t *sum1) {
+/* {{ codes }} codes by a word of {{ bits }}-bit weights, which lie so that weights k and k + {{ codes // 2 }} of it are a pair's */
+static inline void dot{{ codes }}_{{ x }}(const {{ c_types[x] }} *x, const uint8_t *w0, const uint8_t *w1, int32_t *sum0, int32_t *sum1) {
   const uint32_t a = word(w0), b = word(w1);
+  int32_t s0 = *sum0, s1 = *sum1; /* in registers where a compiler makes calls of it */
+{% set mask = "0x%08Xu" % (65537 * (2 ** bits - 1)) %}
+{% for k in range(codes // 2) %}
 {% if x == "i16" %}
-  const int16x2_t p0 = (int16x2_t)word(x), p1 = (int16x2_t)word(x + 2), p2 = (int16x2_t)word(x + 4), p3 = (int16x2_t)word(x + 6);
+  const int16x2_t p{{ k }} = (int16x2_t)word(x{{ " + %d" % (2 * k) if k }});
+{% elif k % 2 == 0 %}
+  const uint32_t v{{ k }} = word(x{{ " + %d" % (2 * k) if k }});
+  const int16x2_t p{{ k }} = (int16x2_t)__{{ "u" if x == "u8" else "s" }}xtb16(({{ "u" if x == "u8" }}int8x4_t)v{{ k }});
 {% else %}
-{% set extend = "__uxtb16((uint8x4_t)" if x == "u8" else "__sxtb16((int8x4_t)" %}
-  const uint32_t v = word(x), u = word(x + 4);
-  const int16x2_t p0 = (int16x2_t){{ extend }}v), p1 = (int16x2_t){{ extend }}(v >> 8 | v << 24));
-  const int16x2_t p2 = (int16x2_t){{ extend }}u), p3 = (int16x2_t){{ extend }}(u >> 8 | u << 24));
+  const int16x2_t p{{ k }} = (int16x2_t)__{{ "u" if x == "u8" else "s" }}xtb16(({{ "u" if x == "u8" }}int8x4_t)(v{{ k - 1 }} >> 8 | v{{ k - 1 }} << 24));
 {% endif %}
-{% for k in range(4) %}
-  *sum0 = __smlad(p{{ k }}, (int16x2_t)(a{{ " >> %d" % (4 * k) if k }} & 0x000F000Fu), *sum0);
-  *sum1 = __smlad(p{{ k }}, (int16x2_t)(b{{ " >> %d" % (4 * k) if k }} & 0x000F000Fu), *sum1);
+  s0 = __smlad(p{{ k }}, (int16x2_t)(a{{ " >> %d" % (bits * k) if k }} & {{ mask }}), s0);
+  s1 = __smlad(p{{ k }}, (int16x2_t)(b{{ " >> %d" % (bits * k) if k }} & {{ mask }}), s1);
 {% endfor %}
+  *sum0 = s0;
+  *sum1 = s1;
 }
 {% endfor %}
 #endif

@@ -5,7 +5,7 @@
 {% set per = 8 // bits if bits < 8 else 1 %}
 {% set w = {2: "uint8_t", 4: "uint8_t", 8: "int8_t", 16: "int16_t"}[bits] %}
 {% set order = orders(bits, k.x) if bits < 8 else [] %}
-{% set dot = {8: "dot4", 4: "dot8"}[bits] if name in dsp_kernels else "" %}
+{% set dot = {8: "dot4", 4: "dot8", 2: "dot16"}[bits] if name in dsp_kernels else "" %}
 {% if k.y != "f32" %}
 static {{ c_types[k.y] }} {{ name }}_out({{ acc }} sum, int32_t m, int shift, int zero) {
 {% if k.round == "high" %}
@@ -36,7 +36,11 @@ static void {{ name }}(const {{ c_types[k.x] }} *x, {{ c_types[k.y] }} *y, const
 {% if dot %}
 #ifdef FEWBIT_DSP
       for (; i < (fan_in & ~{{ dot[3:] | int - 1 }}); i += {{ dot[3:] }}, w0 += 4, w1 += 4) {{ dot }}_{{ k.x }}(x + i, w0, w1, &sum0, &sum1);
+{% if per == 1 %}
 #endif
+{% else %}
+#else
+{% endif %}
 {% endif %}
 {% if per == 1 %}
       for (; i < fan_in; i++) {
@@ -55,6 +59,9 @@ static void {{ name }}(const {{ c_types[k.x] }} *x, {{ c_types[k.y] }} *y, const
         sum1 += code * (w1[{{ byte }}]{{ " >> %d" % low if low }}{{ " & %d" % (2 ** bits - 1) if low + bits < 8 }});
 {% endfor %}
       }
+{% if dot %}
+#endif
+{% endif %}
       {
         int at = 0; /* the rest lies in its own order */
         for (; i < fan_in; i++, at += {{ bits }}) {
