@@ -37,7 +37,7 @@ class Method:
 RULES = {
     "awq": tuple((0.0, k / 10) for k in range(11)),
     "smooth": ((0.5, 0.5),),
-    "columns": tuple((k / 2, j / 8) for k in range(3) for j in range(5)),
+    "columns": ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.25)),
 }
 MENDED = 4  # bits below which more is lost than later layers can make up for: they are the worse for trying (docs/llm.md)
 REACH = 0.5  # what making up for earlier layers may change a row's outputs by
