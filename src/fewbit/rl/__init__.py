@@ -3,9 +3,9 @@
 import importlib
 from typing import Any
 
-_WHERE = {"QuantizedTraining": "fewbit.rl.quantized_training"}
+_WHERE = {"QuantizedTraining": "fewbit.rl.quantized_training", "Live": "fewbit.rl.live", "rollout": "fewbit.rl.rollouts"}
 _MODULES = {"correct": "fewbit.rl.correct"}
-__all__ = ["QuantizedTraining", "correct"]
+__all__ = ["Live", "QuantizedTraining", "correct", "rollout"]
 
 
 def __getattr__(name: str) -> Any:

@@ -78,6 +78,8 @@ class Explorer:
     distribution is over (not clipped, or in [-1, 1] where it squashes, or numbers), which is what learners keep.
     """
 
+    actions: np.ndarray
+
     def __init__(self, exploration: Exploration, engine: Any, rows: int, steps: int, seed: Any, dtype: Any = np.float32):
         self.exploration, self.engine, self.rows = exploration, engine, rows
         self.epsilon = exploration.epsilon

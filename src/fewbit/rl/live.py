@@ -48,7 +48,7 @@ class Capture:
 class Live:
     """policy: of a Stable-Baselines3 model; observations [n, ...]: to calibrate on, as the policy is given them.
 
-    noise: TD3's, as a share of half the action range. every: steps that gSDE keeps a matrix for.
+    noise: TD3's, as a share of half the action range; DQN's epsilon. every: steps that gSDE keeps a matrix for.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Live:
 def _exploration(policy: Any, kind: str, noise: float, every: int) -> Exploration:
     space = policy.action_space
     if kind in ("categorical", "epsilon"):
-        return Exploration(kind)
+        return Exploration(kind, epsilon=noise if kind == "epsilon" else 0.0)
     bounds = {"low": space.low.reshape(-1), "high": space.high.reshape(-1), "shape": tuple(space.shape)}
     if kind == "deterministic":
         std = (noise * 0.5 * (space.high - space.low)).reshape(-1).astype(np.float32)
