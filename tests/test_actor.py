@@ -67,7 +67,7 @@ def test_the_quick_way_is_the_slow_way_at_the_same_ranges(live):
     float_graph = made.capture.graph.clone()
     set_weights(float_graph, made.weights())
     ranges, _ = calibrate.observe(float_graph, {made.input: given}, *qdq.tensors(float_graph))
-    made._calibrate(made.weights(), given)
+    made.calibrate(given)
     kept = {k: v.detach().clone() for k, v in model.policy.named_parameters()}
     with torch.no_grad():
         for p in model.policy.parameters():

@@ -3,9 +3,14 @@
 import importlib
 from typing import Any
 
-_WHERE = {"QuantizedTraining": "fewbit.rl.quantized_training", "Live": "fewbit.rl.live", "rollout": "fewbit.rl.rollouts"}
+_WHERE = {
+    "Live": "fewbit.rl.live",
+    "QuantizedTraining": "fewbit.rl.quantized_training",
+    "accelerate": "fewbit.rl.acceleration",
+    "rollout": "fewbit.rl.rollouts",
+}
 _MODULES = {"correct": "fewbit.rl.correct"}
-__all__ = ["Live", "QuantizedTraining", "correct", "rollout"]
+__all__ = ["Live", "QuantizedTraining", "accelerate", "correct", "rollout"]
 
 
 def __getattr__(name: str) -> Any:

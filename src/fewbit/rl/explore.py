@@ -97,6 +97,10 @@ class Explorer:
     def begin(self) -> None:
         """A new block: its noise is drawn."""
 
+    def follow(self, exploration: Exploration, engine: Any) -> None:
+        """Go on with another engine and other numbers of the same exploration: a std counts from the next block on."""
+        self.exploration, self.engine = exploration, engine
+
     def act(self, t: int, observations: np.ndarray) -> np.ndarray:
         """What env.step takes [rows, ...] at step t of the block, good until the next; observations [rows, ...]."""
         self.engine(observations, out=self._out[t])
@@ -137,10 +141,14 @@ class _Continuous(Explorer):
         self.low, self.high = (np.tile(b.reshape(1, -1), (self.rows, 1)).astype(np.float32) for b in (e.low, e.high))
         self.half = (0.5 * (self.high - self.low)).astype(np.float32)
         self.unit = bool((self.low == -1).all() and (self.high == 1).all())
-        self.std = None if e.std is None else e.std.astype(np.float32)
+        self.std = e.std
         self.bounded = np.zeros_like(like[0])
         self.noise = self._noise()
         self._means, self._before, self._actions, self._noises = map(list, (like, self.before, self.actions, self.noise))
+
+    def follow(self, exploration: Exploration, engine: Any) -> None:
+        super().follow(exploration, engine)
+        self.std = exploration.std
 
     def _noise(self) -> np.ndarray:
         return np.zeros_like(self.heads[0])

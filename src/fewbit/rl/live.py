@@ -32,6 +32,7 @@ try:
 except ImportError as e:
     raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
 
+FORMATS = ("int8", "int6", "int4", "int3", "int2")
 ROWS = 256  # recent observations that ranges are looked at on
 OUTSIDE, WITHIN = 1.25, 0.4  # of its calibrated range, what a tensor may come to reach and must go on reaching
 TOLERANCE = 1e-3  # of the float graph beside the policy, of its largest output
@@ -56,15 +57,17 @@ class Live:
     ):
         self.policy, self.noise, self.every = policy, noise, every
         self.scheme = scheme or qdq.Scheme()
-        if self.scheme.method != "rtn" or self.scheme.weights not in INTEGERS:
+        if self.scheme.method != "rtn":
             raise FewbitError(f"a policy that learns is rounded to nearest; --method {self.scheme.method} takes too long")
+        if self.scheme.weights not in FORMATS:
+            raise FewbitError(f"weights {self.scheme.weights} are not acted with; choose one of {', '.join(FORMATS)}")
         self.kind = sb3_heads.kind(policy)
         self.capture = _capture(policy)
         self.floats = lower(self.capture.graph)
         self.input = next(iter(self.floats.inputs))
         self._check(observations[:ROWS])
         self.recalibrated = -1  # how often the slow way was taken after the first
-        self._calibrate(self.weights(), observations)
+        self.calibrate(observations)
 
     def actor(self, observations: np.ndarray | None = None) -> Actor:
         """With the weights as they are now. observations [n, ...]: recent ones, which the ranges are held against."""
@@ -73,6 +76,10 @@ class Live:
             self._calibrate(weights, observations)
         codes: Codes = rounded(self.base.program, weights, INTEGERS[self.scheme.weights])
         return Actor(self.base, self.exploration(), codes)
+
+    def calibrate(self, observations: np.ndarray) -> None:
+        """Quantize the graph anew, with ranges from these observations [n, ...]."""
+        self._calibrate(self.weights(), observations)
 
     def weights(self) -> Weights:
         """float32, the parameters themselves where they are on the CPU."""
