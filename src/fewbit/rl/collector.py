@@ -92,6 +92,8 @@ class Collector:
             self._begin()
         rows = [Row(*r) for r in zip(*(columns[k][: order.steps] for k in Row.__dataclass_fields__), strict=True)]
         observed = list(columns["observations"][: order.steps])
+        act, step, current = self.explorer.act, self.vector.step, self.vector.current
+        active = list(range(self.spec.envs))
         for first in range(0, order.steps, BLOCK):
             last = min(first + BLOCK, order.steps)
             for name in ("terminated", "truncated"):
@@ -99,15 +101,15 @@ class Collector:
             columns["valid"][first:last] = True
             self.explorer.begin()
             for t in range(first, last):
-                active = list(range(self.spec.envs)) if left is None else np.flatnonzero(left).tolist()
-                if not active:
-                    last = t
-                    break
-                row, current = rows[t], self.vector.current
-                observed[t][...] = current
-                self.vector.step(self.explorer.act(t - first, current), row, active)
                 if left is not None:
-                    _only(active, row, left)
+                    active = np.flatnonzero(left).tolist()
+                    if not active:
+                        last = t
+                        break
+                observed[t][...] = current
+                step(act(t - first, current), rows[t], active)
+                if left is not None:
+                    _only(active, rows[t], left)
                 counters[0] = t + 1
             self._commit(columns, slice(first, last))
             counters[1] = last
