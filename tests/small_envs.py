@@ -1,5 +1,10 @@
 """Environments of the tests' own, small enough to learn in seconds. Imported by name: `small_envs:Blind-v0`."""
 
+import itertools
+import os
+import signal
+import time
+
 import gymnasium as gym
 import numpy as np
 
@@ -53,6 +58,50 @@ class Catch(gym.Env):
         return np.stack(self.shown, -1 if self.last else 0)
 
 
+NUMBERS = itertools.count()
+
+
+class Counted(gym.Env):
+    """Every step is written to a file, by a name that the observation tells: process, environment, number. Once, at the step
+    `at` of whoever gets there first, the process is killed, hangs, or fails."""
+
+    def __init__(self, log: str, doom: str = "", at: int = 0, length: int = 7, pause: float = 0.0) -> None:
+        self.log, self.doom, self.at, self.length, self.pause = log, doom, at, length, pause
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = gym.spaces.Discrete(2)
+        self.made, self.number = 0, next(NUMBERS)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        if self.doom and self.made == self.at and self._first():
+            if self.doom == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.doom == "hang":
+                time.sleep(1000)
+            raise RuntimeError("the simulation exploded")
+        time.sleep(self.pause)
+        with open(self.log, "a") as f:
+            f.write(" ".join(str(int(v)) for v in self._seen()) + "\n")
+        self.made += 1
+        self.age += 1
+        return self._seen(), 1.0, self.age == self.length, False, {}
+
+    def _seen(self) -> np.ndarray:
+        return np.array([os.getpid(), self.number, self.made], np.float64)
+
+    def _first(self) -> bool:
+        try:
+            os.close(os.open(self.log + ".doomed", os.O_CREAT | os.O_EXCL))
+            return True
+        except FileExistsError:
+            return False
+
+
+gym.register("Counted-v0", "small_envs:Counted")
 gym.register("Blind-v0", "small_envs:Blind", max_episode_steps=200)
 gym.register("Catch-v0", "small_envs:Catch")
 gym.register("CatchLast-v0", "small_envs:Catch", kwargs={"last": True})

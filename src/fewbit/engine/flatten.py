@@ -109,7 +109,7 @@ class _Flattener(Registers):
         x = x if self.block == 1 else self._vectors(x, count)
         dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
         out = self._new(shape, dtype, self._layout(count, shape[-1]))
-        self._step("linear", (x.id, out.id), *_layer(step, weight))
+        self._step("linear", (x.id, out.id), *layer_arguments(step, weight))
         return out
 
     def _unmoved(self, name: str) -> tuple[Register, np.ndarray]:
@@ -134,7 +134,7 @@ class _Flattener(Registers):
         dtype = np.dtype(np.float32 if step.format is None else step.format.dtype)
         out = self._new(shape, dtype, self._layout(int(np.prod(shape[:-1])), shape[-1]))
         first = (np.array([*geometry, channels], np.int32), int(seen.channels_last), seen.fill)
-        self._step("conv", (x.id, patch.id, out.id), *first, *_layer(step, step.weight))
+        self._step("conv", (x.id, patch.id, out.id), *first, *layer_arguments(step, step.weight))
         return out
 
     def _float(self, step: Float) -> Register:
@@ -289,7 +289,7 @@ class _Flattener(Registers):
         return out
 
 
-def _layer(step: Linear, weight: np.ndarray) -> tuple[Any, ...]:
+def layer_arguments(step: Linear, weight: np.ndarray) -> tuple[Any, ...]:
     """A layer's arguments: weight [out, in], bias, zero point of its input, whether it leaves in floats, and how it ends."""
     finish: tuple[Any, ...] = (step.zero_point, step.m, step.shift)
     if step.exit_scale is not None:

@@ -212,8 +212,7 @@ class _Lowering:
             return self._channels_first(out, name, gemm)
         sy, zy = scale_of(q)
         self.readings[out] = (float(sy.reshape(-1)[0]), zy)
-        pairs = [semantics.multiplier(r / float(sy.reshape(-1)[0]), bound) for r in rows]
-        m, shift = (np.array(p, np.int64) for p in zip(*pairs, strict=True))
+        m, shift = semantics.multipliers(rows / float(sy.reshape(-1)[0]), bound)
         self._emit(Linear(out=out, m=m, shift=shift, zero_point=zy, format=format_of(q), **shared), True)
         return self._channels_first(out, name, gemm)
 

@@ -23,11 +23,15 @@ OPERATIONS = ["copy", "quantize", "linear", "linear_floats", "table", "lookup", 
 
 def load(program: Program, instruction_set: str | None = None):
     """The native engine of a program. instruction_set: a name from fewbit._native.available(); FEWBIT_ISA, or the best."""
+    return from_flat(program, flatten(program, BLOCK), instruction_set)
+
+
+def from_flat(program: Program, flat: Flat, instruction_set: str | None = None):
+    """The same, of a program that was made flat already, in blocks of BLOCK."""
     try:
         from fewbit import _native
     except ImportError as e:
         raise FewbitError(f"the native engine was not built ({e}); reinstall fewbit, or use executor='reference'") from None
-    flat = flatten(program, BLOCK)
     name = instruction_set or os.environ.get("FEWBIT_ISA", "")
     return _native.Engine(to_bytes(flat), {k: tuple(v) for k, v in program.inputs.items()}, [o.shape for o in flat.outputs], name)
 

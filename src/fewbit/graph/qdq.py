@@ -60,8 +60,8 @@ def _window(node: ir.Node) -> Window | None:
 
 def _insert(
     graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: Any, beside: bool = False
-) -> None:
-    """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses.
+) -> ir.Value:
+    """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses; the dequantized value.
 
     beside: the value has wide codes too; these are a second reading, and graph outputs are the other's.
     """
@@ -78,11 +78,18 @@ def _insert(
         graph.insert_after(producer, [q, d])
     for node, index in users:
         node.replace_input_with(index, d.outputs[0])
+    if not beside:
+        _hand_over(graph, value, d.outputs[0])
+    return d.outputs[0]
+
+
+def _hand_over(graph: ir.Graph, value: ir.Value, reading: ir.Value) -> None:
+    """Where value is an output of the graph, its dequantized reading is, under its name."""
     for k, out in enumerate(graph.outputs):
-        if out is value and not beside:
-            value.name, d.outputs[0].name = f"{stem}.float", stem
-            d.outputs[0].shape, d.outputs[0].dtype = value.shape, value.dtype or ir.DataType.FLOAT
-            graph.outputs[k] = d.outputs[0]
+        if out is value:
+            value.name, reading.name = f"{value.name}.float", value.name
+            reading.shape, reading.dtype = value.shape, value.dtype or ir.DataType.FLOAT
+            graph.outputs[k] = reading
 
 
 def write(
@@ -176,7 +183,8 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
             high = estimator.range(INTEGERS[scheme.activations], False)[1]
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
             beside = function.root in done
-            _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users, beside)
+            reading = _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users, beside)
+            _hand_over(graph, relu.outputs[0], reading)
             if not relu.outputs[0].uses():
                 graph.remove(relu, safe=True)
             return scale

@@ -63,6 +63,20 @@ def multiplier(ratio: float, bound: int, most: int = 22) -> tuple[int, int]:
     return m, shift
 
 
+def multipliers(ratios: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """S3: multiplier of each ratio [rows] (not negative), as two int64 [rows]."""
+    precision = min(22, 53 - max(int(bound).bit_length(), 1))
+    fraction, exponent = np.frexp(ratios.astype(np.float64))
+    m = np.rint(np.ldexp(fraction, precision)).astype(np.int64)
+    over = m == 1 << precision
+    m, exponent = np.where(over, m >> 1, m), exponent + over
+    shift = precision - exponent.astype(np.int64)
+    gone = (shift > 62) | (ratios == 0)
+    if (shift[~gone] < 1).any():
+        raise FewbitError(f"a rescale by {ratios.max():g} needs a left shift (S3); the output scale is too fine for its input")
+    return np.where(gone, 0, m), np.where(gone, 1, shift)
+
+
 def rescale(acc: np.ndarray, m: np.ndarray | int, shift: np.ndarray | int) -> np.ndarray:
     """S4: acc * m / 2^shift, rounded half to even, int64. m and shift broadcast over the last axis."""
     product = acc.astype(np.int64) * np.asarray(m, np.int64)

@@ -77,7 +77,7 @@ def _turned(space: gymnasium.Space, name: str, shape: tuple[int, ...]) -> bool:
     return tuple(shape) != part.shape and tuple(shape) == (part.shape[2], *part.shape[:2])
 
 
-def _facing(env: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> gymnasium.Env:
+def facing(env: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> gymnasium.Env:
     """The environment whose images have their channels where the policy takes them, as Stable-Baselines3 turns them."""
     turned = {name for name, shape in inputs.items() if _turned(env.observation_space, name, shape)}
     if not turned:
@@ -109,7 +109,7 @@ def episodes(
     try:
         if inputs is not None:
             check(env, envs[0], inputs)
-            envs = [_facing(e, inputs) for e in envs]
+            envs = [facing(e, inputs) for e in envs]
         return _run(policy, envs, list(seeds), record, advance)
     finally:
         for e in envs:

@@ -5,6 +5,7 @@ The networks are built by stable-baselines3 and sb3-contrib themselves, so whate
 
 import importlib
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,15 @@ class Deterministic(torch.nn.Module):
         return torch.maximum(torch.minimum(action, self.high), self.low)
 
 
-def capture(policy: BasePolicy, normalizer: Normalizer | None, name: str, fingerprint: str) -> Source:
-    """The deterministic policy as a straightened ONNX graph."""
+def capture(
+    policy: BasePolicy,
+    normalizer: Normalizer | None,
+    name: str,
+    fingerprint: str,
+    module: Callable[..., torch.nn.Module] = Deterministic,
+    outputs: Sequence[str] = ("action",),
+) -> Source:
+    """The deterministic policy as a straightened ONNX graph; or what another module(policy, normalizer, names) gives of it."""
     space = policy.observation_space
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
     if normalizer is not None:
@@ -190,13 +198,13 @@ def capture(policy: BasePolicy, normalizer: Normalizer | None, name: str, finger
     # Distributions check their arguments with data-dependent branches, which no exporter can follow.
     validate = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
-    step: torch.nn.Module = Deterministic(policy, normalizer, list(parts))
+    step = module(policy, normalizer, list(parts))
     states: tuple[Remembered, ...] = ()
     try:
         if hasattr(policy, "lstm_actor"):
             step, states = sb3_recurrent.step(step, list(examples))
             examples |= {s.name: torch.zeros(2, *s.shape) for s in states}
-        model = torch_module.export(step, examples, ["action", *(s.output for s in states)])
+        model = torch_module.export(step, examples, [*outputs, *(s.output for s in states)])
     finally:
         torch.distributions.Distribution.set_default_validate_args(validate)
     contract = _contract(policy, parts, normalizer) | {"recurrent_state": [s.name for s in states] or None}

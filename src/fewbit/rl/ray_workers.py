@@ -1,0 +1,111 @@
+"""Workers as Ray actors, on one machine or a cluster: the same collectors, their experience through Ray's object store.
+
+An actor that is gone, or has made no step for `patience` seconds, is replaced. What it had made of the order is lost with it,
+and the batch says so (a Fault whose `discarded` is None: nobody can know).
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fewbit.errors import FewbitError, MissingExtra
+from fewbit.rl.collector import Collector, Order, Spec
+from fewbit.rl.experience import Columns, Fault
+from fewbit.rl.processes import GRACE, LOOK, Piece
+from fewbit.rl.worker import Update, apply
+
+try:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+except ImportError:
+    raise MissingExtra("ray", "ray") from None
+
+
+class Remote:
+    """What runs in a Ray actor. `made` may be asked while `fill` runs."""
+
+    def __init__(self, spec: Spec, steps: int, update: Update):
+        self.steps, self.actor = steps, apply(update, None)
+        self.collector, self.counts, self.columns = Collector(spec, self.actor), np.zeros(2, np.int64), {}  # type: ignore[var-annotated]
+
+    def load(self, update: Update) -> None:
+        self.actor = apply(update, self.actor)
+        self.collector.load(self.actor)
+
+    def fill(self, order: Order) -> tuple[Columns, bool]:
+        if not self.columns:
+            layout, envs = self.collector.layout, self.collector.spec.envs
+            self.columns = layout.columns(bytearray(layout.bytes(self.steps, envs)), self.steps, envs)
+        done = self.collector.fill(self.columns, self.counts, order)
+        return {k: v[: self.counts[1]] for k, v in self.columns.items()}, done
+
+    def made(self) -> int:
+        return int(self.counts[0])
+
+
+class RayWorkers:
+    """Workers by number; `fill` gives every order's piece, faults included."""
+
+    def __init__(self, specs: list[Spec], steps: int, update: Update, patience: float):
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        self.remote: Any = ray.remote(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")(Remote)
+        self.specs, self.steps, self.patience, self.latest = list(specs), steps, patience, update
+        self.workers = [self.remote.remote(s, steps, update) for s in specs]
+        self.warm = [False] * len(specs)
+
+    def update(self, update: Update) -> None:
+        held = self.latest
+        self.latest = update if update[0] is not None else (held[0], *update[1:])
+        sent = ray.put(update)
+        for worker in self.workers:
+            worker.load.remote(sent)
+
+    def fill(self, orders: dict[int, Order]) -> dict[int, Piece]:
+        running = {self.workers[k].fill.remote(order): k for k, order in orders.items()}
+        seen = {k: (0, time.monotonic()) for k in orders}
+        pieces: dict[int, Piece] = {}
+        while running:
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+            for ref in ready:
+                k = running.pop(ref)
+                pieces[k] = self._piece(k, ref)
+            for ref, k in [] if ready else list(running.items()):
+                seen[k] = self._progress(k, seen[k])
+                if time.monotonic() - seen[k][1] > (self.patience if self.warm[k] else max(self.patience, GRACE)):
+                    running.pop(ref)
+                    pieces[k] = self._replaced(k, f"made no step for {self.patience:g} s")
+        return pieces
+
+    def _piece(self, k: int, ref: Any) -> Piece:
+        try:
+            columns, done = ray.get(ref)
+        except RayTaskError as e:
+            cause = e.cause if isinstance(e.cause, Exception) else e
+            raise FewbitError(f"worker {k}: {str(cause).strip().splitlines()[0][:300]}") from None
+        except RayActorError as e:
+            return self._replaced(k, f"died ({str(e).strip().splitlines()[0][:100]})")
+        self.warm[k] = True
+        return Piece({name: np.array(v) for name, v in columns.items()}, done)
+
+    def _progress(self, k: int, seen: tuple[int, float]) -> tuple[int, float]:
+        try:
+            made = ray.get(self.workers[k].made.remote(), timeout=LOOK)
+        except (GetTimeoutError, RayActorError):
+            return seen
+        return (made, time.monotonic()) if made != seen[0] else seen
+
+    def _replaced(self, k: int, reason: str) -> Piece:
+        ray.kill(self.workers[k])
+        seed = self.specs[k].seed
+        self.specs[k] = replace(self.specs[k], seed=(*seed[:-1], seed[-1] + 1))
+        self.workers[k] = self.remote.remote(self.specs[k], self.steps, self.latest)
+        self.warm[k] = False
+        return Piece({}, False, Fault(k, reason, None))
+
+    def close(self) -> None:
+        if ray.is_initialized():
+            for worker in self.workers:
+                ray.kill(worker)
