@@ -73,6 +73,7 @@ def quantize(
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
+    _check_layers(original, scheme, budget)
     feeds = calibration(original, env, observations, env_args, seed)
     how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
     if budget is not None:
@@ -272,6 +273,7 @@ def _rung(tried: ladder.Tried, artifact: Artifact) -> dict[str, Any]:
         "chosen_on": figures(tried.chosen),
         "reported": figures(tried.reported),
         "training_seconds": seconds,
+        "scheme": vars(tried.scheme),
     }
 
 
@@ -333,3 +335,14 @@ def _check(scheme: qdq.Scheme) -> None:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
     if scheme.weights in half.DTYPES and scheme.method not in ("auto", "rtn"):
         raise FewbitError(f"--weights {scheme.weights} is a cast; --method {scheme.method} has nothing to solve")
+
+
+def _check_layers(original: sources.Source, scheme: qdq.Scheme, budget: int | None) -> None:
+    if scheme.layers and (scheme.method in ("auto", "dynamic") or budget is not None):
+        raise FewbitError("--layer belongs to a pinned --method without --budget; what chooses formats itself would overrule it")
+    names = [layer.node.name or "" for layer in layers(original.model)] if scheme.layers else []
+    for name, fmt in scheme.layers:
+        if name not in names:
+            raise FewbitError(f"--layer {name}={fmt}: no such layer; the layers are {', '.join(names)}")
+        if fmt not in INTEGERS:
+            raise FewbitError(f"--layer {name}={fmt}: no integer format; one of {', '.join(INTEGERS)}")

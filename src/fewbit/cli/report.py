@@ -1,0 +1,28 @@
+"""`fewbit report ARTIFACT -o REPORT.html`."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewbit.errors import FewbitError
+
+
+def report(
+    artifact: Annotated[Path, typer.Argument(help="what `fewbit quantize` wrote")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the page to write, .html")],
+    peers: Annotated[Path | None, typer.Option(help="common tools beside it: a .jsonl file of benchmarks/policies.py")] = None,
+    agent: Annotated[str | None, typer.Option(help="with --peers: which of its policies this is")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Write one page, a single file, that shows what quantization did to a network."""
+    from fewbit.files import write_whole
+    from fewbit.report.policy import Options, policy
+
+    if out.suffix != ".html":
+        raise FewbitError(f"{out}: the page's name must end in .html")
+    text = policy(artifact, Options(peers, agent))
+    size = write_whole(out, text)
+    print(jsonlib.dumps({"report": str(out), "size_bytes": size}) if json else f"{out}: {size:,} bytes")
+    return 0

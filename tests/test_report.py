@@ -1,0 +1,235 @@
+"""The report in a real browser: its figures are the artifact's evidence, nothing is fetched, nothing fails, all can be read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chromium
+import corpus
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+
+import fewbit
+from fewbit.artifact import Artifact
+from fewbit.errors import FewbitError
+from fewbit.graph.read import prepare
+from fewbit.report.page import LIMIT
+from fewbit.report.policy import Options, policy
+
+pytest.importorskip("matplotlib", reason="needs matplotlib")
+needs_browser = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs chromium")
+FEWBIT = [sys.executable, "-c", "from fewbit.cli.main import main; main()"]
+SCREENS = [("light", 1200, False), ("dark", 1200, True), ("narrow", 390, False)]
+
+
+def rung(what: str, kept: float, bytes_: int, reported: bool, verdict: str) -> dict:
+    found = {"kept": kept, "kept_ci95": [kept - 0.01, kept + 0.01], "verdict": verdict, "fidelity_met": False,
+             "seeds": [300000, 300019], "packed_bytes": bytes_}  # fmt: skip
+    scheme = {"weights": "int6", "activations": "uint16", "inputs": "int16", "method": "smooth+gptq", "ranges": "minmax",
+              "layers": [["head", "int8"]], "target": "any"}  # fmt: skip
+    shown = found | {"seeds": [0, 19]} if reported else None
+    return {"tried": what, "chosen_on": found, "reported": shown, "training_seconds": None, "scheme": scheme}
+
+
+RECORD = {
+    "recipe": {"source": "walker.zip", "env": "Walker2d-v5", "weights": "int6", "method": "smooth+gptq", "seed": 0},
+    "evidence": {
+        "env": "Walker2d-v5", "kept": 0.9876, "kept_ci95": [0.9776, 0.9976], "keep": 0.95, "verdict": "pass", "seeds": [0, 19],
+        "return_float": {"mean": 3838.2, "se": 20.5, "n": 20}, "return_quantized": {"mean": 3790.1, "se": 21.5, "n": 20},
+        "return_random": {"mean": 2.5, "se": 0.5, "n": 20}, "size_bytes": 88987, "size_float_bytes": 289001,
+        "packed_bytes": 55000, "latency_us": 1.272, "latency_float_us": 11.918, "latency_executor": "native avx2",
+        "latency_float_executor": "onnxruntime", "action_rmse": 0.0042, "fidelity_states": 20000, "fidelity_met": True,
+        "versions": {"numpy": "2"},
+    },
+    "search": [rung("int4", 0.41, 38000, False, "fail"), rung("int6", 0.9876, 55000, True, "pass")],
+}  # fmt: skip
+
+
+def artifact(folder: Path, record: dict, name: str = "policy.onnx") -> Path:
+    g = corpus.Graph(1)
+    made = prepare(g.case("policy", g.gemm(g.entry("int16", 3, 0.5), 0.5, np.ones((2, 3), np.int8), np.ones(2), None)).model)
+    Artifact(made, record).save(folder / name)
+    return folder / name
+
+
+def write(folder: Path, record: dict, name: str = "policy.onnx", **options) -> Path:
+    page = folder / "report.html"
+    page.write_text(policy(artifact(folder, record, name), Options(**options)))
+    return page
+
+
+def figure(browser: chromium.Browser, key: str) -> str:
+    return browser.run(f"document.querySelector('[data-figure={key}]').textContent")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.PROGRAM is None:
+        pytest.skip("needs chromium")
+    with chromium.Browser() as found:
+        yield found
+
+
+CONTRAST = """(() => {
+  const channel = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parse = s => s.match(/[\\d.]+/g).map(Number);
+  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
+    if (!text || !e.getClientRects().length || /SCRIPT|STYLE/.test(e.tagName)) continue;
+    const style = getComputedStyle(e), ink = parse(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [luminance(ink), luminance(behind(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) low.push(text.slice(0, 40) + ' ' + ((a + 0.05) / (b + 0.05)).toFixed(2));
+  }
+  return low;
+})()"""
+
+
+def readable(browser: chromium.Browser, page: Path, keep: Path | None = None) -> None:
+    """Light, dark and narrow: contrast of 4.5 everywhere, nothing wider than the screen, no error, no request; a screenshot."""
+    for name, width, dark in SCREENS:
+        browser.errors.clear()
+        browser.requests.clear()
+        browser.open(page, width, dark)
+        assert browser.run(CONTRAST) == [], name
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth"), name
+        browser.screenshot((keep or page.parent) / f"{page.stem}.{name}.png")
+        assert browser.errors == [] and browser.requests == [], name
+
+
+def test_figures_are_the_evidence(browser, tmp_path):
+    page = write(tmp_path, RECORD)
+    readable(browser, page)
+    assert (figure(browser, "kept"), figure(browser, "size"), figure(browser, "latency")) == ("98.8%", "89 KB", "1.27 µs")
+    assert json.loads(browser.run("document.getElementById('record').textContent")) == RECORD
+    text = browser.run("document.body.innerText")
+    for shown in ("97.8% to 99.8%", "3,838 ± 20", "289 KB", "9.4 times faster", "Walker2d-v5"):
+        assert shown in text, shown
+    rows = browser.run("[...document.querySelectorAll('#search tbody tr')].map(r => [r.className, r.innerText])")
+    assert [r[0] for r in rows] == ["", "shipped"] and "41.0%" in rows[0][1] and "98.8%" in rows[1][1]
+    command = "fewbit quantize walker.zip -o OUT.onnx --env Walker2d-v5 --weights int6 --method smooth+gptq --activations uint16 "
+    assert command + "--layer head=int8 --keep 0.95" in rows[1][1]
+
+
+def test_a_real_artifact_from_the_command_line(browser, tmp_path):
+    made = fewbit.quantize(
+        ROOT / "demo" / "halfcheetah.zip", env="HalfCheetah-v5", scheme=fewbit.Scheme(method="rtn"), episodes=2
+    )
+    made.save(tmp_path / "policy.onnx")
+    run = subprocess.run(
+        [*FEWBIT, "report", "policy.onnx", "-o", "r.html", "--json"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"report": "r.html", "size_bytes": (tmp_path / "r.html").stat().st_size}
+    assert (tmp_path / "r.html").stat().st_size < LIMIT
+    browser.open(tmp_path / "r.html")
+    evidence = json.loads(browser.run("document.getElementById('record').textContent"))["evidence"]
+    assert figure(browser, "kept") == f"{100 * evidence['kept']:.1f}%" and evidence["return_float"]["n"] == 2
+    for name, status in (("r.txt", 2), ("none/r.html", 2)):
+        run = subprocess.run([*FEWBIT, "report", "policy.onnx", "-o", name], capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == status and run.stderr.count("\n") == 1 and not (tmp_path / name).exists()
+
+
+def test_the_keyboard_reaches_everything(browser, tmp_path):
+    browser.open(write(tmp_path, RECORD))
+    wanted = browser.run("document.querySelectorAll('a[href], button, input, summary, [tabindex=\"0\"]').length")
+    seen = []
+    for _ in range(wanted):
+        browser.press("Tab", 9)
+        seen.append(
+            browser.run(
+                "(e => [e.id ||= 'e' + Math.random(), e.tagName, getComputedStyle(e).outlineStyle])(document.activeElement)"
+            )
+        )
+    assert len({s[0] for s in seen}) == wanted and all(s[2] != "none" for s in seen), seen
+    browser.run("document.querySelector('summary').focus()")
+    browser.press("Enter", 13)
+    assert browser.run("document.querySelector('details').open")
+
+
+HALVES = [
+    {},
+    {"recipe": {"source": "a.zip", "weights": "int8"}},
+    {"evidence": {"size_bytes": 9000, "packed_bytes": 100}},
+    {"evidence": {"env": "A-v0", "return_quantized": {"mean": 1.0, "se": 0.1, "n": 5}, "latency_us": 2.0}},
+    RECORD | {"evidence": RECORD["evidence"] | {"kept": None, "kept_ci95": [None, None], "verdict": "undecided"}, "search": []},
+    {"evidence": [], "search": {"a": 1}, "recipe": None},
+]
+
+
+@pytest.mark.parametrize("record", HALVES, ids=str)
+def test_half_of_the_evidence_gives_an_honest_page(browser, tmp_path, record):
+    browser.errors.clear()
+    browser.open(write(tmp_path, record))
+    assert figure(browser, "kept") == "not known" and "is not known" in browser.run(
+        "document.querySelector('.sentence').textContent"
+    )
+    assert "The search" in browser.run("document.getElementById('missing').innerText")
+    assert browser.errors == [] and "nan" not in browser.run("document.querySelector('main').innerText.toLowerCase()")
+
+
+HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1>{{7*7}}"
+
+
+def hostile(value):
+    """The same with every text replaced."""
+    if isinstance(value, dict):
+        return {k: hostile(v) if k not in ("verdict", "kept") else v for k, v in value.items()}
+    return [hostile(v) for v in value] if isinstance(value, list) else HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_stays_text(browser, tmp_path):
+    browser.errors.clear()
+    browser.requests.clear()
+    page = write(tmp_path, hostile(RECORD) | {"recipe": hostile(RECORD["recipe"])}, "<img src=x onerror=hacked=1>.onnx")
+    browser.open(page)
+    assert browser.run("window.hacked === undefined && !document.querySelector('main img')")
+    assert HOSTILE in browser.run("document.querySelector('main').textContent") and "{{7*7}}" in browser.run(
+        "document.body.innerText"
+    )
+    assert browser.errors == [] and browser.requests == []
+
+
+def test_peers_only_beside_the_same_policy(tmp_path):
+    row = {"agent": "a", "method": "onnxruntime static", "kept": 0.44, "kept_ci95": [0.43, 0.45]}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row | {"return_float": {"mean": 3840.0, "se": 20.0, "n": 20}}))
+    assert "44.0% kept (43.0% to 45.0%)" in write(tmp_path, RECORD, peers=rows).read_text()
+    rows.write_text(json.dumps(row | {"return_float": {"mean": 9400.0, "se": 20.0, "n": 20}}))
+    with pytest.raises(FewbitError, match="not the same policy"):
+        write(tmp_path, RECORD, peers=rows)
+
+
+def test_a_rungs_layer_is_an_option_that_is_checked(tmp_path):
+    np.save(tmp_path / "o.npy", np.random.default_rng(0).normal(0, 1, (64, 17)).astype(np.float32))
+    command = [
+        *FEWBIT,
+        "quantize",
+        str(ROOT / "demo" / "halfcheetah.zip"),
+        "-o",
+        "p.onnx",
+        "--observations",
+        "o.npy",
+        "--weights",
+        "int4",
+    ]
+    for given, said in (("head=int8", "the layers are"), ("node_linear_2=float9", "no integer format"), ("int8", "NAME=FORMAT")):
+        run = subprocess.run([*command, "--method", "rtn", "--layer", given], capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 2 and said in run.stderr and run.stderr.count("\n") == 1
+    run = subprocess.run(
+        [*command, "--method", "rtn", "--layer", "node_linear_2=int8"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    weights = {
+        i.name: i.data_type
+        for i in onnx.load(tmp_path / "p.onnx").graph.initializer
+        if i.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.INT8) and len(i.dims) == 2
+    }
+    assert sorted(weights.values()) == [onnx.TensorProto.INT8, onnx.TensorProto.INT4, onnx.TensorProto.INT4]
