@@ -13,11 +13,15 @@ import pytest
 from conftest import ROOT
 
 import fewbit
+from fewbit import diff, pipeline, sources
 from fewbit.artifact import Artifact
 from fewbit.errors import FewbitError
+from fewbit.graph.layers import layers as graph_layers
 from fewbit.graph.read import prepare
+from fewbit.report import layers as report_layers
 from fewbit.report.page import LIMIT
 from fewbit.report.policy import Options, policy
+from fewbit.report.sensitivity import sensitivity
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 needs_browser = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs chromium")
@@ -233,3 +237,47 @@ def test_a_rungs_layer_is_an_option_that_is_checked(tmp_path):
         if i.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.INT8) and len(i.dims) == 2
     }
     assert sorted(weights.values()) == [onnx.TensorProto.INT8, onnx.TensorProto.INT4, onnx.TensorProto.INT4]
+
+
+def test_layers_are_those_of_diff(browser, tmp_path):
+    """The table holds diff's numbers; bars are the codes' own histogram; a source is asked for where there is none."""
+    source, states = ROOT / "demo" / "halfcheetah.zip", np.random.default_rng(0).normal(0, 1, (500, 17)).astype(np.float32)
+    np.save(tmp_path / "o.npy", states)
+    made = fewbit.quantize(source, observations=states, scheme=fewbit.Scheme("int4", method="rtn"))
+    made.save(tmp_path / "p.onnx")
+    page = tmp_path / "report.html"
+    page.write_text(policy(tmp_path / "p.onnx", Options(source, observations=tmp_path / "o.npy")))
+    readable(browser, page)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    rows = browser.run("[...document.querySelectorAll('#layers tbody tr')].map(r => [...r.cells].map(c => c.innerText))")
+    want = {r.tensor: r for r in pipeline.diff(source, made, states) if r.format != "float32"}
+    assert {r[0] for r in rows} == set(want)
+    for name, fmt, alone, so_far, *_ in rows:
+        r = want[name]
+        assert (fmt, alone, so_far) == (r.format, f"{r.sqnr_local:.1f}", f"{r.sqnr_accumulated:.1f}")
+    assert browser.run("document.querySelectorAll('#layers .grid figure svg').length") == 3 + len(want)
+    page.write_text(policy(tmp_path / "p.onnx", Options()))
+    browser.open(page)
+    assert "It takes the float source" in browser.run("document.getElementById('missing').innerText")
+
+
+def test_float_weights_are_shown_where_their_codes_are(tmp_path):
+    """Round-to-nearest, columns scaled: moved into steps of the grid, every weight lies within half a step of its code."""
+    source, states = ROOT / "demo" / "halfcheetah.zip", np.random.default_rng(0).normal(0, 1, (500, 17)).astype(np.float32)
+    made = fewbit.quantize(source, observations=states, scheme=fewbit.Scheme("int6", method="smooth+rtn"))
+    original, divided = sources.load(source).model, diff.exponents(made.model)
+    assert any(v.any() for v in divided.values())
+    nodes = {n.outputs[0].name: n for n in made.model.graph}
+    for layer in graph_layers(original):
+        dequantize = nodes[layer.node.outputs[0].name].inputs[1].producer()
+        codes = dequantize.inputs[0].const_value.numpy().astype(np.int64)
+        steps = report_layers._in_steps(layer, dequantize, divided, codes.shape)
+        assert np.abs(steps - codes.reshape(-1)).max() <= 0.5 + 1e-4
+
+
+def test_sensitivity_rows():
+    alone = {"layer": "l0", "weights": "int4", "sqnr_local": 20.04, "kept": 0.5, "kept_ci95": [0.4, 0.6], "action_rmse": 0.1}
+    rows = [alone, alone | {"layer": "l1", "sqnr_local": None, "kept": None, "kept_ci95": [None, None]}]
+    found = sensitivity(rows)
+    assert found["rows"][0] == {"layer": "l0", "kept": "50.0%", "interval": "40.0% to 60.0%", "action": "10.00%", "local": "20.0"}
+    assert found["rows"][1]["kept"] == "undefined" and found["figure"].count("<svg") == 1

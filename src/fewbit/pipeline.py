@@ -129,12 +129,12 @@ def diff(
     from fewbit.diff import diff as compare
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
-    original = sources.load(source, normalizer, state=_declared(source, model))
+    original = sources.load(source, normalizer, state=declared(source, model))
     feeds = calibration(original, None, observations, None, 0)
     return compare(original.model, model, feeds)
 
 
-def _declared(source: Any, made: ir.Model) -> sources.Declared | None:
+def declared(source: Any, made: ir.Model) -> sources.Declared | None:
     """What an ONNX file or a module remembers, as what was made from it says: it was declared when it was quantized."""
     onnx = isinstance(source, str | Path) and Path(source).suffix == ".onnx"
     if not (onnx or (not isinstance(source, str | Path) and not hasattr(source, "predict"))):
@@ -153,13 +153,14 @@ def sensitivity(
     normalizer: str | Path | None = None,
     env_args: dict[str, Any] | None = None,
     progress: Progress = _silent,
+    trust_torchscript: bool = False,
 ) -> list[dict[str, Any]]:
     """One layer at a time with weights of that format, all else at 16 bits: what it costs in its own output, in the action
     and in the return; the costliest return first."""
     from fewbit.diff import diff as compare
     from fewbit.rl.measure import Baseline, measure
 
-    original = sources.load(source, normalizer)
+    original = sources.load(source, normalizer, trust_torchscript=trust_torchscript)
     feeds = calibration(original, env, None, env_args, seed)
     baseline, rows = Baseline(original.model, env, env_args, seed), []
     for layer in layers(original.model):
@@ -301,7 +302,7 @@ def evaluate(
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
     if against is None:
         return without_original(model, env, env_args, episodes, seed, progress, load) | {"size_bytes": size}
-    original = sources.load(against, normalizer, None, trust_torchscript, _declared(against, model))
+    original = sources.load(against, normalizer, None, trust_torchscript, declared(against, model))
     baseline = Baseline(original.model, env, env_args, seed)
     return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
 

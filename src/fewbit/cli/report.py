@@ -6,12 +6,19 @@ from typing import Annotated
 
 import typer
 
+from fewbit.cli import common
 from fewbit.errors import FewbitError
 
 
 def report(
     artifact: Annotated[Path, typer.Argument(help="what `fewbit quantize` wrote")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the page to write, .html")],
+    against: Annotated[str | None, typer.Option(help="the float source: layers and episodes are compared with it")] = None,
+    normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
+    trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
+    env: Annotated[str | None, typer.Option(help="Gymnasium id, if not the one that the artifact names")] = None,
+    observations: Annotated[Path | None, typer.Option(help="compare layers on this .npy array [n, ...]")] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="measure each layer alone (minutes)")] = False,
     peers: Annotated[Path | None, typer.Option(help="common tools beside it: a .jsonl file of benchmarks/policies.py")] = None,
     agent: Annotated[str | None, typer.Option(help="with --peers: which of its policies this is")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -22,7 +29,10 @@ def report(
 
     if out.suffix != ".html":
         raise FewbitError(f"{out}: the page's name must end in .html")
-    text = policy(artifact, Options(peers, agent))
+    with common.Bar() as bar:
+        text = policy(
+            artifact, Options(against, normalizer, trust_torchscript, env, observations, peers, agent, sensitivity), bar
+        )
     size = write_whole(out, text)
     print(jsonlib.dumps({"report": str(out), "size_bytes": size}) if json else f"{out}: {size:,} bytes")
     return 0

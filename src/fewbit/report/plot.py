@@ -18,11 +18,12 @@ ROLES = ("ink", "soft", "rule", "card", "float", "quantized", "good", "bad", "wa
 COLOUR = {role: f"#0a0b{k:02x}" for k, role in enumerate(ROLES)}
 WIDTH, HEIGHT = 5.4, 3.1  # inches; 72 units each in the picture's own coordinates
 STYLE: Any = {
-    "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "fewbit", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+    "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "fewbit", "font.size": 9.5, "legend.fontsize": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "axes.linewidth": 0.7,
     "axes.edgecolor": COLOUR["soft"], "axes.labelcolor": COLOUR["soft"], "xtick.color": COLOUR["soft"],
     "ytick.color": COLOUR["soft"], "text.color": COLOUR["ink"], "grid.color": COLOUR["rule"], "grid.linewidth": 0.7,
-    "axes.grid": True, "axes.axisbelow": True, "axes.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 9,
-    "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.4, "figure.facecolor": "none", "axes.facecolor": "none",
+    "legend.frameon": False, "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.4,
+    "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 _numbers = count(1)
 

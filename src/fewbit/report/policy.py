@@ -1,51 +1,126 @@
 """A policy's artifact as a page: the sections that its record and what lies at hand can fill, and what the others would need."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
+from fewbit import pipeline, sources
 from fewbit.graph import metadata
 from fewbit.graph.read import read
+from fewbit.observations import calibration
 from fewbit.report.answer import answer
+from fewbit.report.layers import layers
 from fewbit.report.page import page
 from fewbit.report.peers import peers
 from fewbit.report.record import known
 from fewbit.report.search import search
+from fewbit.report.sensitivity import sensitivity
 
 Section = dict[str, Any]
 Missing = dict[str, str]
+OTHER_SEEDS = 50  # between the seeds of calibration and those of the states that this page compares on
+AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a page may use besides the artifact. peers: a file of benchmarks/policies.py, agent: the policy in it."""
+    """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
+    them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
+    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone."""
 
+    source: Any = None
+    normalizer: Path | None = None
+    trust_torchscript: bool = False
+    env: str | None = None
+    observations: Path | None = None
     peers: Path | None = None
     agent: str | None = None
+    sensitivity: bool = False
 
 
-def policy(artifact: Path, options: Options) -> str:
+@dataclass(frozen=True)
+class Bench:
+    """An artifact on the table: its graph, its record as far as it can be relied on, and its float source, if given."""
+
+    model: ir.Model
+    record: dict[str, Any]
+    options: Options
+    original: sources.Source | None
+    env: str | None
+    env_args: dict[str, Any]
+    progress: Callable[[str, int, int], None]
+
+    @property
+    def seed(self) -> int:
+        seed = self.record["recipe"].get("seed")
+        return seed if isinstance(seed, int) and 0 <= seed < 1 << 31 else 0
+
+
+def policy(artifact: Path, options: Options, progress: Callable[[str, int, int], None] = lambda what, done, of: None) -> str:
     """The page's text."""
     model = read(artifact)
     record = metadata.read(model)
-    sections, missing = _sections(model, known(record), artifact, options)
-    return page(f"{artifact.name}", sections, missing, record)
+    bench = _bench(model, known(record), options, progress)
+    found = {"answer": _answer(bench, artifact.name), "search": _search(bench), "layers": _layers(bench)}
+    titles = {"answer": "The answer", "search": "The search", "layers": "Where the error comes in"}
+    sections = [{"id": k, "title": titles[k]} | v for k, v in found.items() if "why" not in v]
+    missing = [{"what": titles[k]} | v for k, v in found.items() if "why" in v]
+    return page(artifact.name, sections, missing, record)
 
 
-def _sections(model: ir.Model, record: dict[str, Any], artifact: Path, options: Options) -> tuple[list[Section], list[Missing]]:
-    beside = peers(options.peers, options.agent, record["evidence"]) if options.peers else []
-    sections: list[Section] = [{"id": "answer", "title": "The answer"} | answer(record, artifact.name, beside)]
-    missing: list[Missing] = []
-    found = search(record)
-    if found:
-        sections.append({"id": "search", "title": "The search"} | found)
-    else:
-        how = "" if record["recipe"].get("env") else "fewbit quantize SOURCE -o OUT.onnx --env ID"
-        missing.append(_lack("The search", "One scheme was asked for, or nothing was measured: no search took place.", how))
-    return sections, missing
+def _bench(model: ir.Model, record: dict[str, Any], options: Options, progress: Callable[[str, int, int], None]) -> Bench:
+    original = None
+    if options.source is not None:
+        declared = pipeline.declared(options.source, model)
+        original = sources.load(options.source, options.normalizer, None, options.trust_torchscript, declared)
+    recipe, evidence = record["recipe"], record["evidence"]
+    env = options.env or evidence.get("env") or recipe.get("env")
+    args = recipe.get("env_args")
+    return Bench(
+        model, record, options, original, env if isinstance(env, str) else None, args if isinstance(args, dict) else {}, progress
+    )
 
 
-def _lack(what: str, why: str, how: str = "") -> Missing:
-    return {"what": what, "why": why, "how": how}
+def _lack(why: str, how: str = "") -> Missing:
+    return {"why": why, "how": how}
+
+
+def _answer(bench: Bench, name: str) -> Section:
+    options = bench.options
+    return answer(bench.record, name, peers(options.peers, options.agent, bench.record["evidence"]) if options.peers else [])
+
+
+def _search(bench: Bench) -> Section | Missing:
+    found = search(bench.record)
+    if found is None:
+        how = "fewbit quantize SOURCE -o OUT.onnx --env ID --method auto"
+        return _lack("No search took place: one scheme was asked for, or nothing was measured.", how)
+    return found
+
+
+def _layers(bench: Bench) -> Section | Missing:
+    if bench.original is None:
+        return _lack("It takes the float source, which the artifact does not hold.", AGAINST)
+    if bench.env is None and bench.options.observations is None:
+        return _lack("It takes states to compare on.", f"{AGAINST} --observations FILE.npy")
+    found = layers(bench.original.model, bench.model, bench.record["recipe"], _feeds(bench, bench.original))
+    rows = _sensitivity(bench) if bench.options.sensitivity and bench.env else []
+    return found | {"sensitivity": sensitivity(rows) if rows else None}
+
+
+def _feeds(bench: Bench, original: sources.Source) -> dict[str, np.ndarray]:
+    """Observations by input name, of episodes that it was not calibrated on."""
+    env = None if bench.options.observations else bench.env
+    return calibration(original, env, bench.options.observations, bench.env_args, bench.seed + OTHER_SEEDS)
+
+
+def _sensitivity(bench: Bench) -> list[dict[str, Any]]:
+    weights, options = bench.record["recipe"].get("weights"), bench.options
+    return pipeline.sensitivity(
+        options.source, str(bench.env), str(weights or "int4"), seed=bench.seed, normalizer=options.normalizer,
+        env_args=bench.env_args, progress=bench.progress, trust_torchscript=options.trust_torchscript,
+    )  # fmt: skip

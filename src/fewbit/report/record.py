@@ -43,6 +43,8 @@ FIGURES: dict[str, Callable[[Any], bool]] = {
 def known(record: Words) -> Words:
     """{"evidence", "recipe", "contract", "search"} with what can be relied on; all else as it stands."""
     found = dict(record) | {k: record[k] if isinstance(record.get(k), dict) else {} for k in ("evidence", "recipe", "contract")}
+    if _scheme({"weights": "", "method": ""} | found["recipe"]) is None:
+        found["recipe"] = {k: v for k, v in found["recipe"].items() if k != "layers"}
     found["evidence"] = _figures(found["evidence"])
     rungs = record.get("search")
     found["search"] = [r for r in map(_rung, rungs if isinstance(rungs, list) else []) if r]
@@ -79,4 +81,4 @@ def _rung(given: Any) -> Words | None:
 def _scheme(given: Any) -> Words | None:
     whole = isinstance(given, dict) and {"weights", "method"} <= given.keys()
     layers = given.get("layers", []) if whole else None
-    return given if isinstance(layers, list) and all(isinstance(v, list) and len(v) == 2 for v in layers) else None
+    return given if isinstance(layers, list) and all(isinstance(v, list) and [*map(type, v)] == [str, str] for v in layers) else None
