@@ -19,6 +19,9 @@ def report(
     env: Annotated[str | None, typer.Option(help="Gymnasium id, if not the one that the artifact names")] = None,
     observations: Annotated[Path | None, typer.Option(help="compare layers on this .npy array [n, ...]")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="measure each layer alone (minutes)")] = False,
+    film: Annotated[bool, typer.Option("--film", help="a film of both policies, where the environment can be rendered")] = False,
+    film_beside: Annotated[Path | None, typer.Option(help="with --film: another artifact between them")] = None,
+    film_seconds: Annotated[float, typer.Option(help="with --film: its length")] = 8.0,
     peers: Annotated[Path | None, typer.Option(help="common tools beside it: a .jsonl file of benchmarks/policies.py")] = None,
     agent: Annotated[str | None, typer.Option(help="with --peers: which of its policies this is")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -31,7 +34,21 @@ def report(
         raise FewbitError(f"{out}: the page's name must end in .html")
     with common.Bar() as bar:
         text = policy(
-            artifact, Options(against, normalizer, trust_torchscript, env, observations, peers, agent, sensitivity), bar
+            artifact,
+            Options(
+                against,
+                normalizer,
+                trust_torchscript,
+                env,
+                observations,
+                peers,
+                agent,
+                sensitivity,
+                film,
+                film_beside,
+                film_seconds,
+            ),
+            bar,
         )
     size = write_whole(out, text)
     print(jsonlib.dumps({"report": str(out), "size_bytes": size}) if json else f"{out}: {size:,} bytes")

@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit import pipeline, sources
+from fewbit.engine.load import load, quickest
 from fewbit.graph import metadata
 from fewbit.graph.read import read
 from fewbit.observations import calibration
 from fewbit.report.answer import answer
+from fewbit.report.episodes import episodes, trace
 from fewbit.report.layers import layers
 from fewbit.report.page import page
 from fewbit.report.peers import peers
@@ -23,6 +25,10 @@ from fewbit.report.sensitivity import sensitivity
 Section = dict[str, Any]
 Missing = dict[str, str]
 OTHER_SEEDS = 50  # between the seeds of calibration and those of the states that this page compares on
+STEPS = 1000  # of the traced episode, at most
+TITLES = {
+    "answer": "The answer", "search": "The search", "episodes": "The episodes", "layers": "Where the error comes in",
+}  # fmt: skip
 AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 
 
@@ -30,7 +36,8 @@ AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 class Options:
     """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
     them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
-    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone."""
+    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone; film: so many `seconds` of both, and
+    of `beside`, another artifact of the same source."""
 
     source: Any = None
     normalizer: Path | None = None
@@ -40,6 +47,9 @@ class Options:
     peers: Path | None = None
     agent: str | None = None
     sensitivity: bool = False
+    film: bool = False
+    beside: Path | None = None
+    seconds: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,18 @@ def policy(artifact: Path, options: Options, progress: Callable[[str, int, int],
     model = read(artifact)
     record = metadata.read(model)
     bench = _bench(model, known(record), options, progress)
-    found = {"answer": _answer(bench, artifact.name), "search": _search(bench), "layers": _layers(bench)}
-    titles = {"answer": "The answer", "search": "The search", "layers": "Where the error comes in"}
-    sections = [{"id": k, "title": titles[k]} | v for k, v in found.items() if "why" not in v]
-    missing = [{"what": titles[k]} | v for k, v in found.items() if "why" in v]
+    found = {"answer": _answer(bench, artifact.name), "search": _search(bench), "episodes": _episodes(bench),
+             "layers": _layers(bench)}  # fmt: skip
+    sections = [{"id": k, "title": TITLES[k]} | v for k, v in found.items() if "why" not in v]
+    missing = [{"what": TITLES[k]} | v for k, v in found.items() if "why" in v]
     return page(artifact.name, sections, missing, record)
 
 
 def _bench(model: ir.Model, record: dict[str, Any], options: Options, progress: Callable[[str, int, int], None]) -> Bench:
+    if options.film:
+        from fewbit.report.film import off_screen
+
+        off_screen()
     original = None
     if options.source is not None:
         declared = pipeline.declared(options.source, model)
@@ -110,6 +124,43 @@ def _layers(bench: Bench) -> Section | Missing:
     found = layers(bench.original.model, bench.model, bench.record["recipe"], _feeds(bench, bench.original))
     rows = _sensitivity(bench) if bench.options.sensitivity and bench.env else []
     return found | {"sensitivity": sensitivity(rows) if rows else None}
+
+
+def _episodes(bench: Bench) -> Section | Missing:
+    evidence = bench.record["evidence"]
+    floats, quantized = (evidence.get(f"returns_{k}", []) for k in ("float", "quantized"))
+    floats, quantized = (floats, quantized) if len(floats) == len(quantized) else ([], [])
+    seeds = evidence.get("seeds")
+    if bench.original is None or bench.env is None:
+        if not floats:
+            return _lack("The artifact does not hold its episodes, and there is no source to run beside it.", AGAINST)
+        return episodes(floats, quantized, seeds, None) | {"film": None, "seed": None, "env": bench.env}
+    from fewbit.rl import returns
+
+    policies = {"float": load(bench.original.model, "onnxruntime"), "quantized": quickest(bench.model)}
+    seed, room = int(seeds[0]) if seeds else bench.seed, returns.make(bench.env, bench.env_args)
+    try:
+        returns.check(bench.env, room, policies["float"].inputs)
+        traces = (trace(policies["float"], room, seed, STEPS), trace(policies["quantized"], room, seed, STEPS))
+    finally:
+        room.close()
+    shown = _film(bench, policies, seed) if bench.options.film else None
+    found = episodes(floats, quantized, seeds, traces) | {"film": shown, "seed": seed, "env": bench.env}
+    return found | ({"script": "film"} if shown else {})
+
+
+def _film(bench: Bench, policies: dict[str, Any], seed: int) -> dict[str, Any]:
+    from fewbit.report.film import film
+
+    beside = {_title(read(bench.options.beside)): quickest(read(bench.options.beside))} if bench.options.beside else {}
+    cast = {"float32": policies["float"]} | beside | {_title(bench.model): policies["quantized"]}
+    return film(cast, str(bench.env), bench.env_args, seed, bench.options.seconds)
+
+
+def _title(model: ir.Model) -> str:
+    recipe = known(metadata.read(model))["recipe"]
+    method = {"rtn": "rounded to nearest"}.get(str(recipe.get("method")), str(recipe.get("method", "")))
+    return f"{recipe.get('weights', 'quantized')}, {method}"
 
 
 def _feeds(bench: Bench, original: sources.Source) -> dict[str, np.ndarray]:

@@ -81,4 +81,5 @@ def _rung(given: Any) -> Words | None:
 def _scheme(given: Any) -> Words | None:
     whole = isinstance(given, dict) and {"weights", "method"} <= given.keys()
     layers = given.get("layers", []) if whole else None
-    return given if isinstance(layers, list) and all(isinstance(v, list) and [*map(type, v)] == [str, str] for v in layers) else None
+    pairs = isinstance(layers, list) and all(isinstance(v, list) and [*map(type, v)] == [str, str] for v in layers)
+    return given if pairs else None
