@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import onnx_ir as ir
 
 from fewbit import pipeline, sources
 from fewbit.engine.load import load, quickest
+from fewbit.errors import FewbitError
 from fewbit.graph import metadata
+from fewbit.graph.qdq import Scheme
+from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.observations import calibration
 from fewbit.report.answer import answer
@@ -27,7 +31,8 @@ Missing = dict[str, str]
 OTHER_SEEDS = 50  # between the seeds of calibration and those of the states that this page compares on
 STEPS = 1000  # of the traced episode, at most
 TITLES = {
-    "answer": "The answer", "search": "The search", "episodes": "The episodes", "layers": "Where the error comes in",
+    "answer": "The answer", "search": "The search", "episodes": "The episodes", "play": "Play it",
+    "layers": "Where the error comes in",
 }  # fmt: skip
 AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 
@@ -36,8 +41,8 @@ AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 class Options:
     """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
     them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
-    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone; film: so many `seconds` of both, and
-    of `beside`, another artifact of the same source."""
+    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone; film: so many `seconds` of both;
+    beside: another artifact of the same source, in the film and to play."""
 
     source: Any = None
     normalizer: Path | None = None
@@ -69,6 +74,13 @@ class Bench:
         seed = self.record["recipe"].get("seed")
         return seed if isinstance(seed, int) and 0 <= seed < 1 << 31 else 0
 
+    @cached_property
+    def feeds(self) -> dict[str, np.ndarray]:
+        """Observations by input name, of episodes that it was not calibrated on."""
+        assert self.original is not None
+        env = None if self.options.observations else self.env
+        return calibration(self.original, env, self.options.observations, self.env_args, self.seed + OTHER_SEEDS)
+
 
 def policy(artifact: Path, options: Options, progress: Callable[[str, int, int], None] = lambda what, done, of: None) -> str:
     """The page's text."""
@@ -76,7 +88,7 @@ def policy(artifact: Path, options: Options, progress: Callable[[str, int, int],
     record = metadata.read(model)
     bench = _bench(model, known(record), options, progress)
     found = {"answer": _answer(bench, artifact.name), "search": _search(bench), "episodes": _episodes(bench),
-             "layers": _layers(bench)}  # fmt: skip
+             "play": _play(bench), "layers": _layers(bench)}  # fmt: skip
     sections = [{"id": k, "title": TITLES[k]} | v for k, v in found.items() if "why" not in v]
     missing = [{"what": TITLES[k]} | v for k, v in found.items() if "why" in v]
     return page(artifact.name, sections, missing, record)
@@ -121,7 +133,7 @@ def _layers(bench: Bench) -> Section | Missing:
         return _lack("It takes the float source, which the artifact does not hold.", AGAINST)
     if bench.env is None and bench.options.observations is None:
         return _lack("It takes states to compare on.", f"{AGAINST} --observations FILE.npy")
-    found = layers(bench.original.model, bench.model, bench.record["recipe"], _feeds(bench, bench.original))
+    found = layers(bench.original.model, bench.model, bench.record["recipe"], bench.feeds)
     rows = _sensitivity(bench) if bench.options.sensitivity and bench.env else []
     return found | {"sensitivity": sensitivity(rows) if rows else None}
 
@@ -157,16 +169,34 @@ def _film(bench: Bench, policies: dict[str, Any], seed: int) -> dict[str, Any]:
     return film(cast, str(bench.env), bench.env_args, seed, bench.options.seconds)
 
 
+def _play(bench: Bench) -> Section | Missing:
+    """Float, this artifact and one of fewer bits: `beside`, or int2 of the same source, made here without training."""
+    from fewbit.report import play
+
+    if bench.env not in play.WORLDS:
+        return _lack(f"The page knows the equations of {' and '.join(play.WORLDS)} only.")
+    if (why := play.compiler()) is not None:
+        return _lack(why, "apt-get install clang lld")
+    players = []
+    try:
+        if bench.original is not None:
+            players.append(play.float_player("float32", bench.original.model))
+        players.append(play.player(_title(bench.model), bench.model))
+        if bench.options.beside:
+            few = read(bench.options.beside)
+            players.append(play.player(_title(few), few))
+        elif bench.original is not None:  # seconds: training takes minutes
+            few = build(bench.original.model, bench.feeds, Scheme("int2", method="smooth+gptq"))[0]
+            players.append(play.player("int2, not trained", few))
+    except FewbitError as e:
+        return _lack(f"It cannot be played: {e}.")
+    return {"world": bench.env, "players": players, "script": "play"}
+
+
 def _title(model: ir.Model) -> str:
     recipe = known(metadata.read(model))["recipe"]
     method = {"rtn": "rounded to nearest"}.get(str(recipe.get("method")), str(recipe.get("method", "")))
     return f"{recipe.get('weights', 'quantized')}, {method}"
-
-
-def _feeds(bench: Bench, original: sources.Source) -> dict[str, np.ndarray]:
-    """Observations by input name, of episodes that it was not calibrated on."""
-    env = None if bench.options.observations else bench.env
-    return calibration(original, env, bench.options.observations, bench.env_args, bench.seed + OTHER_SEEDS)
 
 
 def _sensitivity(bench: Bench) -> list[dict[str, Any]]:
