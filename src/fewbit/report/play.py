@@ -1,4 +1,4 @@
-"""Play it: a policy's exported C as WebAssembly (clang and lld, no libc), the float one as arrays, for small worlds in the page."""
+"""Play it: a policy's exported C as WebAssembly (clang and lld, no libc), the float one as arrays, for small worlds."""
 
 import base64
 import shutil

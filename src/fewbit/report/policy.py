@@ -195,7 +195,9 @@ def _play(bench: Bench) -> Section | Missing:
 
 def _title(model: ir.Model) -> str:
     recipe = known(metadata.read(model))["recipe"]
-    method = {"rtn": "rounded to nearest"}.get(str(recipe.get("method")), str(recipe.get("method", "")))
+    spelled = {"rtn": "rounded to nearest", "qat": "trained", "smooth+gptq": "columns scaled, GPTQ"}
+    method = str(recipe.get("method", ""))
+    method = spelled.get(method, method)
     return f"{recipe.get('weights', 'quantized')}, {method}"
 
 
