@@ -41,7 +41,7 @@ def test_figures_are_what_was_measured(browser, models, tmp_path):
     ids = calibration.windows(calibration.tokens(made, text), 64, 64, 0.5, 2, "")
     want = p.perplexity(p.load(made), ids, p.load(source))
     assert record["evidence"]["perplexity"] == pytest.approx(want["perplexity"])
-    assert figure(browser, "perplexity") == f"{want['perplexity']:.4g}"
+    assert figure(browser, "perplexity") == f"{want['perplexity']:,.0f}"  # above 1000
     assert record["quantization"]["bits_per_weight"] == pytest.approx(4 + (16 + 8) / 16)  # codes; a float16 and a byte a group
     assert "5.50" in browser.run("document.querySelector('.sentence').textContent")
     assert len(record["evidence"]["blocks"]) == 3 and len(record["evidence"]["continuations"]) == 1

@@ -96,9 +96,8 @@ def standalone(picture: str) -> str:
     light, dark = re.findall(r":root \{(.*?)\}", style, re.S)[:2]
     rules = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}text{{font-family:system-ui,sans-serif}}"
     rules += "svg{background:var(--paper)}"
-    return picture.replace(
-        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
-    ).replace(">", f"><style>{rules}</style>", 1)
+    named = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    return str(picture).replace("<svg ", named, 1).replace(">", f"><style>{rules}</style>", 1)
 
 
 def _card(entry: Entry, folder: Path) -> Words:
