@@ -102,7 +102,7 @@ def _traces(f: Trace, q: Trace, parted: int | None, distance: np.ndarray, end: i
     scatter = np.maximum(f.observations.std(axis=0), 1e-6 + 1e-3 * np.abs(f.observations).max())
     o = int((np.abs(f.observations[at] - q.observations[at]) / scatter).argmax())
     a = int(np.ptp(f.actions, axis=0).argmax())
-    with plot.figure(3, width=6.4, height=4.9, sharex=True) as (made, axes):
+    with plot.figure(3, height=4.6, sharex=True) as (made, axes):
         observed, acted = (f.observations[:, o], q.observations[:, o]), (f.actions[:, a], q.actions[:, a])
         for row, name, values in ((axes[0], f"observation {o}", observed), (axes[1], f"action {a}", acted)):
             for who, series, width in (("float", values[0], 2.2), ("quantized", values[1], 1.1)):

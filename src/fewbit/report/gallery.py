@@ -23,7 +23,7 @@ TOOLS = {  # method: (what it is called, marker, colour)
     "torch dynamic": ("PyTorch dynamic", "^", "soft"),
     "nncf": ("NNCF", "v", "bad"),
 }
-LEAST = -12.0  # percent; what kept less stands at the edge
+LEAST, MOST = -12.0, 122.0  # percent; what kept less or more stands at the edge
 
 Words = dict[str, Any]
 
@@ -49,7 +49,8 @@ def gallery(results: Path, entries: list[Entry], folder: Path) -> None:
     ]
     write_whole(folder / "headline.svg", standalone(picture))
     write_whole(
-        folder / "index.html", page("Gallery", sections, [], {"rows": [r for r in rows if r["method"] in (OURS, *TOOLS)]})
+        folder / "index.html",
+        page("What int8 and fewer bits keep", sections, [], {"rows": [r for r in rows if r["method"] in (OURS, *TOOLS)]}),
     )
 
 
@@ -73,7 +74,7 @@ def headline(rows: list[Words], agents: list[str]) -> Any:
             for method, (name, marker, colour) in TOOLS.items():
                 for r in (r for r in rows if _is(r, agent, method)):
                     axes.plot(
-                        max(LEAST, 100 * r["kept"]), k, marker, color=plot.COLOUR[colour], markersize=5, markerfacecolor="none",
+                        min(MOST, max(LEAST, 100 * r["kept"])), k, marker, color=plot.COLOUR[colour], markersize=5, markerfacecolor="none",
                         label=name if k == 0 else None,
                     )  # fmt: skip
             ours = next(r for r in rows if _is(r, agent, OURS))
@@ -84,7 +85,7 @@ def headline(rows: list[Words], agents: list[str]) -> Any:
         axes.set_yticks(range(len(agents)), agents)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlim(LEAST - 3, 125)
+        axes.set_xlim(LEAST - 3, MOST + 3)
         axes.set_xlabel("share of the float policy's return that int8 keeps, %")
         made.legend(loc="outside upper center", ncols=3)
         return plot.svg(made, f"Return kept at int8 by fewbit and by the common tools, for {len(agents)} policies.")
@@ -97,6 +98,8 @@ def standalone(picture: str) -> str:
     rules = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}text{{font-family:system-ui,sans-serif}}"
     rules += "svg{background:var(--paper)}"
     named = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    wide, high = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)[0]
+    named += f'width="{1.6 * float(wide):.0f}" height="{1.6 * float(high):.0f}" '
     return str(picture).replace("<svg ", named, 1).replace(">", f"><style>{rules}</style>", 1)
 
 

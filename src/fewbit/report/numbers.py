@@ -2,7 +2,11 @@
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    return "undefined" if share is None else f"{100 * share:.{digits}f}%"
+    """A share as 99.5%; a little that would be written as nothing is <0.1%."""
+    if share is None:
+        return "undefined"
+    least = 0.1**digits
+    return f"<{least:.{digits}f}%" if 0 < 100 * share < least / 2 else f"{100 * share:.{digits}f}%"
 
 
 def interval(pair: list[float | None] | None) -> str:
