@@ -1,9 +1,10 @@
 # make demo: quantize and measure the shipped policy.  make test: all checks and tests.  Both set up .venv first.
 PY := .venv/bin/python
-# Of the tests of C and of the native engine; where they cannot be had those tests skip by name.
-TOOLS := g++ clang aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64 qemu-system-arm arm-none-eabi-gcc s390x-linux-gnu-gcc
+# Of the tests of C, of the native engine and of the report; where they cannot be had those tests skip by name.
+TOOLS := g++ clang aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64 qemu-system-arm arm-none-eabi-gcc s390x-linux-gnu-gcc \
+  chromium wasm-ld
 PACKAGES := g++ clang g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi qemu-system-arm gcc-s390x-linux-gnu \
-  libc6-dev-s390x-cross
+  libc6-dev-s390x-cross chromium fonts-dejavu-core lld libosmesa6
 
 .PHONY: setup tools demo test check
 setup: .venv/.done

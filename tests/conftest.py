@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import chromium
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +34,11 @@ def robots() -> Path:
     if not ROBOTS.is_dir():
         pytest.skip(f"no robots at {ROBOTS}")
     return ROBOTS
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.PROGRAM is None:
+        pytest.skip("needs chromium")
+    with chromium.Browser() as found:
+        yield found

@@ -35,25 +35,48 @@ class Row:
     dead: float
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor on the same observations [n, ...]. want: the source's, as equalized; got, local: the artifact's registers, codes
+    where reading (scale, zero point, format) is known; local is None where the step's inputs are not known in the source."""
+
+    name: str
+    step: Step
+    want: np.ndarray
+    got: np.ndarray
+    local: np.ndarray | None
+    reading: "Reading | None"
+
+
 def diff(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Row]:
     """Rows, the worst local SQNR first. feeds: observations [n, ...] by input name."""
-    program, moved = lower(artifact), metadata.read(artifact).get("equalized") or {}
-    exponents = {k: np.asarray(v, np.float64) for k, v in moved.items()} if isinstance(moved, dict) else {}
+    return sorted(map(row, compare(original, artifact, feeds)), key=lambda r: r.sqnr_local)
+
+
+def exponents(artifact: ir.Model) -> dict[str, np.ndarray]:
+    """Tensor -> by what powers of two equalization divided its elements."""
+    moved = metadata.read(artifact).get("equalized") or {}
+    return {k: np.asarray(v, np.float64) for k, v in moved.items()} if isinstance(moved, dict) else {}
+
+
+def compare(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Tensor]:
+    """Every tensor that both have, in the program's order."""
+    program, divided = lower(artifact), exponents(artifact)
     readings = _readings(artifact)
     names = {step.out: _source_name(step.out) for step in program.steps if step.out in readings or step.out in program.outputs}
     floats = _float_values(original, feeds, list(names.values()))
     registers = reference.run(program, feeds)
-    rows = []
+    found = []
     for step in program.steps:
         name = names.get(step.out, "")
         if name not in floats:
             continue
-        want = floats[name] / 2.0 ** exponents[name] if name in exponents else floats[name]
-        local = _local(step, program, readings, names, floats, exponents)
-        rows.append(_row(name, want, registers[step.out], local, readings.get(step.out), step))
-    if not rows:
+        want = floats[name] / 2.0 ** divided[name] if name in divided else floats[name]
+        local = _local(step, program, readings, names, floats, divided)
+        found.append(Tensor(name, step, want, registers[step.out], local, readings.get(step.out)))
+    if not found:
         raise FewbitError("the artifact and the source have no tensor name in common; was one made from the other?")
-    return sorted(rows, key=lambda r: r.sqnr_local)
+    return found
 
 
 def _source_name(register: str) -> str:
@@ -91,8 +114,7 @@ def _local(
 ) -> np.ndarray | None:
     """What the step makes of the source's own inputs; None where they are not known."""
     made: dict[str, Any] = dict(program.constants)
-    for field in ("x", "a", "b"):
-        register = getattr(step, field, None)
+    for register in (*(getattr(step, field, None) for field in ("x", "a", "b")), *getattr(step, "inputs", ())):
         if not isinstance(register, str) or register in made:
             continue
         name = names.get(register, register)
@@ -105,8 +127,9 @@ def _local(
     return reference.step(step, made) if made.keys() - program.constants.keys() else None
 
 
-def _row(name: str, want: np.ndarray, got: np.ndarray, local: np.ndarray | None, reading: Reading | None, step: Step) -> Row:
-    fmt = getattr(step, "format", None)
+def row(tensor: Tensor) -> Row:
+    want, got, local, reading = tensor.want, tensor.got, tensor.local, tensor.reading
+    fmt = reading[2] if reading is not None else getattr(tensor.step, "format", None)  # a Concat of codes has none of its own
     saturated = dead = 0.0
     if reading is not None and isinstance(fmt, IntFormat):
         low, high = fmt.quant_min, fmt.quant_max
@@ -120,7 +143,7 @@ def _row(name: str, want: np.ndarray, got: np.ndarray, local: np.ndarray | None,
         local = affine.dequantize(local, *reading[:2]) if local is not None else None
     local = got if local is None else local
     return Row(
-        name,
+        tensor.name,
         fmt.name if isinstance(fmt, IntFormat) else "float32",
         metrics.sqnr_db(want, local),
         metrics.sqnr_db(want, got),

@@ -73,6 +73,7 @@ def quantize(
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
+    _check_layers(original, scheme, budget)
     feeds = calibration(original, env, observations, env_args, seed)
     how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
     if budget is not None:
@@ -128,12 +129,12 @@ def diff(
     from fewbit.diff import diff as compare
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
-    original = sources.load(source, normalizer, state=_declared(source, model))
+    original = sources.load(source, normalizer, state=declared(source, model))
     feeds = calibration(original, None, observations, None, 0)
     return compare(original.model, model, feeds)
 
 
-def _declared(source: Any, made: ir.Model) -> sources.Declared | None:
+def declared(source: Any, made: ir.Model) -> sources.Declared | None:
     """What an ONNX file or a module remembers, as what was made from it says: it was declared when it was quantized."""
     onnx = isinstance(source, str | Path) and Path(source).suffix == ".onnx"
     if not (onnx or (not isinstance(source, str | Path) and not hasattr(source, "predict"))):
@@ -152,13 +153,14 @@ def sensitivity(
     normalizer: str | Path | None = None,
     env_args: dict[str, Any] | None = None,
     progress: Progress = _silent,
+    trust_torchscript: bool = False,
 ) -> list[dict[str, Any]]:
     """One layer at a time with weights of that format, all else at 16 bits: what it costs in its own output, in the action
     and in the return; the costliest return first."""
     from fewbit.diff import diff as compare
     from fewbit.rl.measure import Baseline, measure
 
-    original = sources.load(source, normalizer)
+    original = sources.load(source, normalizer, trust_torchscript=trust_torchscript)
     feeds = calibration(original, env, None, env_args, seed)
     baseline, rows = Baseline(original.model, env, env_args, seed), []
     for layer in layers(original.model):
@@ -272,6 +274,7 @@ def _rung(tried: ladder.Tried, artifact: Artifact) -> dict[str, Any]:
         "chosen_on": figures(tried.chosen),
         "reported": figures(tried.reported),
         "training_seconds": seconds,
+        "scheme": vars(tried.scheme),
     }
 
 
@@ -299,7 +302,7 @@ def evaluate(
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
     if against is None:
         return without_original(model, env, env_args, episodes, seed, progress, load) | {"size_bytes": size}
-    original = sources.load(against, normalizer, None, trust_torchscript, _declared(against, model))
+    original = sources.load(against, normalizer, None, trust_torchscript, declared(against, model))
     baseline = Baseline(original.model, env, env_args, seed)
     return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
 
@@ -333,3 +336,14 @@ def _check(scheme: qdq.Scheme) -> None:
             raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
     if scheme.weights in half.DTYPES and scheme.method not in ("auto", "rtn"):
         raise FewbitError(f"--weights {scheme.weights} is a cast; --method {scheme.method} has nothing to solve")
+
+
+def _check_layers(original: sources.Source, scheme: qdq.Scheme, budget: int | None) -> None:
+    if scheme.layers and (scheme.method in ("auto", "dynamic") or budget is not None):
+        raise FewbitError("--layer belongs to a pinned --method without --budget; what chooses formats itself would overrule it")
+    names = [layer.node.name or "" for layer in layers(original.model)] if scheme.layers else []
+    for name, fmt in scheme.layers:
+        if name not in names:
+            raise FewbitError(f"--layer {name}={fmt}: no such layer; the layers are {', '.join(names)}")
+        if fmt not in INTEGERS:
+            raise FewbitError(f"--layer {name}={fmt}: no integer format; one of {', '.join(INTEGERS)}")

@@ -66,6 +66,14 @@ def states(given: list[str] | None) -> dict[str, tuple[str, Any]]:
     return found
 
 
+def layer_formats(given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """["node_linear=int8"] -> (("node_linear", "int8"),)."""
+    for item in given or []:
+        if not all(item.rpartition("=")[::2]):
+            raise FewbitError(f"--layer {item}: give NAME=FORMAT")
+    return tuple((item.rpartition("=")[0], item.rpartition("=")[2]) for item in given or [])
+
+
 def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = None) -> None:
     if as_json:
         print(json.dumps((extra or {}) | record))

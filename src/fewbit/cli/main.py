@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fewbit.cli import bench, diff, evaluate, export, formats, inspect, llm, plan, quantize
+from fewbit.cli import bench, diff, evaluate, export, formats, inspect, llm, plan, quantize, report
 from fewbit.errors import FewbitError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("formats")(formats.formats)
 app.command("plan")(plan.plan)
+app.command("report")(report.report)
 app.add_typer(llm.app, name="llm")
 
 

@@ -98,6 +98,8 @@ def measure(
     record = {
         "return_float": summary(f),
         "return_random": summary(baseline.random),
+        "returns_float": [float(f"{v:.7g}") for v in f],
+        "returns_quantized": [float(f"{v:.7g}") for v in q],
         "kept": found.kept,
         "keep": keep,
         "kept_ci95": [found.low, found.high],
