@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, calibration, forecast, methods, packed, source
-from fewbit.llm.options import Options
+from fewbit.llm import artifact, blocks, calibration, forecast, methods, source
+from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
-from fewbit.solvers import grouped
+from fewbit.numerics import ggml
 
 VERSION = 3  # of the walk: one that makes other bytes has another number
 
@@ -42,11 +42,11 @@ def quantize(
 def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None) -> tuple[blocks.Structure, torch.Tensor | None]:
     """All that can be refused, before any work."""
     method = methods.find(options.method)
-    if options.weights not in packed.WEIGHTS:
-        raise FewbitError(f"--weights {options.weights}: choose one of {', '.join(packed.WEIGHTS)}")
-    for option, weights in (("--head", options.head), ("--embedding", options.embedding)):
-        if weights and weights not in packed.WEIGHTS:
-            raise FewbitError(f"{option} {weights}: choose one of {', '.join(packed.WEIGHTS)}")
+    for option, weights in (("--weights", options.weights), ("--head", options.head), ("--embedding", options.embedding)):
+        if weights or option == "--weights":
+            check(option, weights)
+    if options.bits_per_weight is not None and options.weights in ggml.TYPES:
+        raise FewbitError(f"--bits-per-weight chooses among int2 to int8, not for {options.weights}; leave one of them out")
     if options.bits_per_weight is not None and not method.calibrated:
         raise FewbitError("--bits-per-weight needs a method that calibrates, not rtn")
     if not out.parent.is_dir():
@@ -56,7 +56,7 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
         raise FewbitError(f"method {options.method} needs a text to calibrate on; give --calibration FILE.txt, or --method rtn")
     structure = blocks.read(found)
     for name, linear in blocks.linears(structure.blocks[0]).items():
-        grouped.check(f"{structure.prefix}0.{name}", linear.in_features, options.group_size)
+        options.grid().check(f"{structure.prefix}0.{name}", linear.in_features)
     if options.head and blocks.head(structure) is None:
         raise FewbitError(f"--head {options.head}: the head is the embedding (tied), give --embedding instead")
     if options.embedding and blocks.embedding(structure) is None:

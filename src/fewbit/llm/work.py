@@ -6,7 +6,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from safetensors.torch import load_file
 from fewbit.files import write_whole
 from fewbit.llm import artifact, blocks, budget, forecast, methods, packed, walk
 from fewbit.llm.options import Options
-from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import grouped
-from fewbit.solvers.grouped import Grid
+from fewbit.solvers.grids import AnyGrid
 
 BATCH_TOKENS = 4096
 
@@ -92,8 +90,8 @@ class Work:
         tensors = self.structure.source.load(self.structure.outer(), None)
         for name, weights in self._rounded().items():
             weight = tensors.pop(f"{name}.weight").float().numpy()
-            grouped.check(name, weight.shape[1], self.options.group_size)
-            grid = Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
+            grid = self.options.grid(weights)
+            grid.check(name, weight.shape[1])
             tensors |= artifact.packed_tensors(name, grouped.nearest(weight, grid))
         artifact.save(path, tensors)
 
@@ -147,10 +145,10 @@ class Work:
         before = {n: t for n, t in block.state_dict().items()}
         dtype = self._dtype(prefix, before)
 
-        def grid_of(name: str, columns: int) -> Grid | None:
-            grouped.check(prefix + name, columns, self.options.group_size)
-            weights = self.layers.get(prefix + name, self.options.weights)
-            return Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
+        def grid_of(name: str, columns: int) -> AnyGrid | None:
+            grid = self.options.grid(self.layers.get(prefix + name, ""))
+            grid.check(prefix + name, columns)
+            return grid
 
         if self.method.calibrated:
             solved = walk.quantize_block(block, streams, calls[k], self.method, grid_of, dtype, self.structure.head_dim)
@@ -179,9 +177,9 @@ class Work:
 
     def _close(self) -> None:
         options = self.options
-        layer = packed.Layer(options.weights, options.group_size, options.symmetric)
-        differing = {n: replace(layer, weights=w) for n, w in (self.layers | self._rounded()).items()}
-        recipe = packed.Recipe(layer, options.method, differing, self._skipped())
+        layer = packed.layer(options.weights, options.group_size, options.symmetric)
+        of = {n: packed.layer(w, options.group_size, options.symmetric) for n, w in (self.layers | self._rounded()).items()}
+        recipe = packed.Recipe(layer, options.method, of, self._skipped())
         artifact.finish(self.made, self.structure.source.folder, self.structure.source.config, recipe, self.key)
         self.made.rename(self.out)
         shutil.rmtree(self.part)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewbit.errors import FewbitError
 
+SMALLEST = np.float32(2.0**-24)  # of float16
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # iq4_nl's levels
 
 
@@ -20,7 +21,7 @@ NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89
 class Type:
     """number: in ggml's enum; group: weights of one scale; block: weights of one record; zero: the level that stands for 0, None
     where a minimum is kept; levels: of the codes, where they are not the codes; factors: (largest scale, largest minimum) integer
-    in a record with small integers; file_type: general.file_type."""
+    in a record with small integers; bottom: the least code that llama.cpp uses; file_type: general.file_type."""
 
     name: str
     number: int
@@ -32,6 +33,7 @@ class Type:
     zero: int | None = None
     levels: tuple[int, ...] = ()
     factors: tuple[int, int] = (0, 0)
+    bottom: int = 0
 
     @property
     def top(self) -> int:
@@ -48,14 +50,14 @@ TYPES = {
     for t in [
         Type("q4_0", 2, 4, 32, 32, _HALVES, 2, zero=8),
         Type("q4_1", 3, 4, 32, 32, np.dtype([_D, _M, ("q", "u1", 16)]), 3),
-        Type("q8_0", 8, 8, 32, 32, np.dtype([_D, ("q", "i1", 32)]), 7, zero=128),
+        Type("q8_0", 8, 8, 32, 32, np.dtype([_D, ("q", "i1", 32)]), 7, zero=128, bottom=1),
         Type("iq4_nl", 20, 4, 32, 32, _HALVES, 25, zero=0, levels=NONLINEAR),
         Type("q4_k", 12, 4, 32, 256, np.dtype([_D, _M, ("s", "u1", 12), ("q", "u1", 128)]), 15, factors=(63, 63)),
         Type(
             "q5_k", 13, 5, 32, 256, np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)]), 17, factors=(63, 63)
         ),
         Type(
-            "q6_k", 14, 6, 16, 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), 18, zero=32, factors=(127, 0)
+            "q6_k", 14, 6, 16, 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), 18, 32, factors=(127, 0)
         ),
     ]
 }
@@ -97,9 +99,12 @@ def _factors(values: np.ndarray, kind: Type, which: int) -> tuple[np.ndarray, np
         return _half(values), np.ones_like(values)
     groups = kind.block // kind.group
     blocks = values.reshape(len(values), -1, groups)
-    d = _half(np.abs(blocks).max(axis=2, keepdims=True) / most)
-    least = -most if kind.zero is not None else 0  # a scale of nothing would leave its group nothing but zeros: see grids
-    whole = np.clip(np.rint(blocks / np.where(d > 0, d, 1)), least, most)
+    size = np.abs(blocks)
+    largest = size.max(axis=2, keepdims=True)
+    d = np.maximum(_half(largest / most), SMALLEST)
+    whole = np.clip(np.rint(blocks / d), -most if kind.zero is not None else 0, most)
+    # The largest takes the largest integer even where d is so small that its rounding shows, so that d can be found again.
+    whole = np.where((size == largest) & (size > 0), np.sign(blocks) * most, whole)
     return np.broadcast_to(d, blocks.shape).reshape(values.shape), whole.reshape(values.shape)
 
 
@@ -147,7 +152,9 @@ def unpack(data: np.ndarray, columns: int, kind: Type) -> Parts:
     records = np.ascontiguousarray(data).view(kind.record)
     groups, each = (len(data), columns // kind.group), kind.block // kind.group
     d = np.repeat(records["d"].astype(np.float32), each, axis=1)
-    m = np.repeat(records["m"].astype(np.float32), each, axis=1) if "m" in (kind.record.names or ()) else np.zeros(groups, np.float32)
+    m = np.zeros(groups, np.float32)
+    if "m" in (kind.record.names or ()):
+        m = np.repeat(records["m"].astype(np.float32), each, axis=1)
     if kind.factors[1]:
         s, t = (x.reshape(groups).astype(np.float32) for x in _unpack_six(records["s"]))
         d, m = d * s, m * t
@@ -161,7 +168,7 @@ def unpack(data: np.ndarray, columns: int, kind: Type) -> Parts:
 def _put_codes(records: np.ndarray, codes: np.ndarray, kind: Type) -> None:
     """codes [out, records, block]."""
     if kind.bits == 8:
-        records["q"] = (codes.astype(np.int16) - kind.zero).astype(np.int8)
+        records["q"] = (codes.astype(np.int16) - 128).astype(np.int8)
     elif kind.name == "q6_k":
         parts = codes.reshape(*codes.shape[:2], 2, 4, 32)  # halves, quarters
         low, high = parts & 15, parts >> 4
@@ -180,7 +187,7 @@ def _codes(records: np.ndarray, kind: Type) -> np.ndarray:
     """uint8 [out, records, block]."""
     q = records["q"]
     if kind.bits == 8:
-        return (q.astype(np.int16) + kind.zero).astype(np.uint8)
+        return (q.astype(np.int16) + 128).astype(np.uint8)
     if kind.name == "q6_k":
         pairs = q.reshape(*records.shape, 2, 2, 32)
         low = np.concatenate([pairs & 15, pairs >> 4], axis=-2)

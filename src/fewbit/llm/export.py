@@ -1,0 +1,53 @@
+"""`fewbit llm export`: a checkpoint in the layout that other programs load, quantized on the way if it is still float.
+
+Adding a place is one module and one line in PLACES. The module has `check(source, kind)`, which refuses before any work,
+`export(folder, out, kind)`, `options(source, kind, given)`, how a float checkpoint is quantized for it, and PLAIN, the kinds that
+need no walk over the blocks.
+"""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fewbit.errors import FewbitError
+from fewbit.llm.options import Options
+
+PLACES = {"gguf": "fewbit.llm.gguf"}
+
+
+def export(
+    source: Path,
+    out: Path,
+    to: str,
+    kind: str = "",
+    given: Options | None = None,
+    calibration: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write OUT. source: what `fewbit llm quantize` wrote, or a float checkpoint, which is first quantized to `kind` in a folder
+    beside OUT (the same command goes on there after a kill). The record of what was written."""
+    from fewbit.llm import artifact, quantize
+
+    place = find(to)
+    if out.exists():
+        raise FewbitError(f"{out}: exists; remove it or choose another name")
+    if not out.parent.is_dir():
+        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    place.check(source, kind)
+    if artifact.is_artifact(source) or kind in place.PLAIN:
+        return place.export(source, out, kind)
+    solved = out.with_name(f".{out.name}.solved")
+    made = quantize.quantize(source, solved, place.options(source, kind, given or Options()), calibration, progress, say)
+    record = place.export(solved, out, "")
+    shutil.rmtree(solved)
+    return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
+
+
+def find(to: str) -> ModuleType:
+    if to not in PLACES:
+        raise FewbitError(f"--to {to} is unknown; choose one of {', '.join(PLACES)}")
+    return importlib.import_module(PLACES[to])
