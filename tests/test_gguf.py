@@ -1,6 +1,7 @@
 """GGUF files in llama.cpp itself: the logits of transformers, its tokens, and less lost than by its own quantizer."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from fewbit.cli.main import app  # noqa: E402
 from fewbit.errors import FewbitError  # noqa: E402
-from fewbit.llm import artifact, export, methods, perplexity, quantize  # noqa: E402
+from fewbit.llm import artifact, calibration, export, imatrix, methods, perplexity, quantize  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 from fewbit.numerics import ggml  # noqa: E402
 from fewbit.solvers import grouped  # noqa: E402
@@ -71,35 +72,35 @@ def test_llama_3_slows_its_rotations(tmp_path):
     assert off(ours(folder), ours(plain)) > 0.05
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0", "iq4_nl"])
-def test_llama_cpp_gives_the_logits_of_our_numbers(home, tmp_path, kind):
-    """From the command line, a float checkpoint to a file; gguf's own reader sees our tensors; nothing else is left behind."""
-    quantize.quantize(
-        home / "llama", tmp_path / "folder", Options(kind, samples=8, length=32, embedding="q8_0"), home / "text.txt"
-    )
-    arguments = ["llm", "export", home / "llama", "--to", "gguf", "--type", kind, "-o", tmp_path / "a.gguf", "--samples", 8]
-    arguments += ["--length", 32, "--calibration", home / "text.txt", "--json"]
-    found = json.loads(CliRunner().invoke(app, list(map(str, arguments))).stdout)
-    assert found["type"] == kind and found["bytes"] == (tmp_path / "a.gguf").stat().st_size
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "folder"]
-    wanted = artifact.state_dict(tmp_path / "folder")
-    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
-        if "ffn_down" in tensor.name:
-            name = f"model.layers.{tensor.name.split('.')[1]}.mlp.down_proj.weight"
-            assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), wanted[name].numpy())
-    # llama.cpp rounds activations to 8 bits: compared with what the weights' own rounding does
-    lost = off(ours(home / "llama"), ours(tmp_path / "folder"))
-    assert off(ours(tmp_path / "folder"), theirs(tmp_path / "a.gguf")) < (0.5 * lost if kind != "q8_0" else 0.04)
-
-
-@pytest.mark.parametrize("kind", ["q4_k", "q5_k", "q6_k"])
-def test_super_blocks(tmp_path, kind):
-    folder = tiny_llm.save(tmp_path / "m", **WIDE)
-    text = tiny_llm.text(tmp_path / "text.txt")
-    solved = export.find("gguf").options(folder, kind, SMALL)
-    quantize.quantize(folder, tmp_path / "folder", solved, text)
+@pytest.mark.parametrize("kind", ggml.TYPES)
+def test_llama_cpp_gives_the_logits_of_our_numbers(tmp_path, kind):
+    """And gguf's own reader sees them. llama.cpp rounds activations to 8 bits beside."""
+    folder = tiny_llm.save(tmp_path / "m", **(WIDE if kind.endswith("k") else {}))
+    solved = export.find("gguf").options(folder, kind, Options(method="rtn"))
+    quantize.quantize(folder, tmp_path / "folder", solved)
     export.export(tmp_path / "folder", tmp_path / "a.gguf", "gguf")
+    wanted = artifact.state_dict(tmp_path / "folder")["model.layers.0.mlp.down_proj.weight"].numpy()
+    found = next(t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors if t.name == "blk.0.ffn_down.weight")
+    assert np.array_equal(gguf.quants.dequantize(found.data, found.tensor_type), wanted)
     assert off(ours(tmp_path / "folder"), theirs(tmp_path / "a.gguf")) < 0.04
+
+
+def test_a_float_checkpoint_is_solved_on_the_way(home, tmp_path):
+    """From the command line; the file is that of the two steps, and nothing else is left behind."""
+    arguments = ["llm", "export", home / "llama", "--to", "gguf", "--type", "q4_0", "-o", tmp_path / "a.gguf", "--samples", 32]
+    arguments += ["--length", 64, "--calibration", home / "text.txt", "--json"]
+    found = json.loads(CliRunner().invoke(app, list(map(str, arguments))).stdout)
+    assert found["type"] == "q4_0" and found["bytes"] == (tmp_path / "a.gguf").stat().st_size
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+    for method in ("auto", "rtn"):
+        options = Options("q4_0", method=method, samples=32, length=64, embedding="q8_0")
+        quantize.quantize(home / "llama", tmp_path / method, options, home / "text.txt")
+    export.export(tmp_path / "auto", tmp_path / "b.gguf", "gguf")
+    a, b = (gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors for n in "ab")
+    assert len(a) == 29 and all(np.array_equal(x.data, y.data) for x, y in zip(a, b, strict=True))
+    ids = calibration.tokens(home / "llama", home / "text.txt")[-100:].numpy()
+    wanted = ours(home / "llama", ids)
+    assert off(wanted, theirs(tmp_path / "a.gguf", ids)) < 0.7 * off(wanted, ours(tmp_path / "rtn", ids))
 
 
 @pytest.mark.parametrize(("weights", "symmetric", "kind"), [
@@ -228,3 +229,38 @@ def test_what_cannot_be_written_is_refused_in_one_line(home, tmp_path, what, sai
         export.export(folder, tmp_path / "a.gguf", "gguf", kind, SMALL, None if what == "calibration" else text)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert what == "exists" or not [p for p in tmp_path.iterdir() if "a.gguf" in p.name]
+
+
+def test_an_importance_matrix_is_measured_written_and_read(home, tmp_path):
+    """The mean squares of transformers' own hidden states; gguf's reader and ours see the same; the older form too."""
+    out = tmp_path / "a.imatrix"
+    arguments = ["llm", "imatrix", home / "llama", "-o", out, "--calibration", home / "text.txt", "--samples", 4, "--length", 32]
+    found = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
+    assert found["tokens"] == 128 and found["weights"] == 21
+    ids = calibration.samples(calibration.tokens(home / "llama", home / "text.txt"), 4, 32, "")
+    model, seen = perplexity.load(home / "llama"), []
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    with torch.no_grad():
+        model(input_ids=ids)
+    wanted = (seen[0] ** 2).mean((0, 1)).numpy()
+    squares = imatrix.read(out).squares
+    assert np.allclose(squares["blk.1.ffn_down.weight"], wanted, rtol=1e-3)
+    tensors = {t.name: t.data for t in gguf.GGUFReader(out).tensors}
+    assert np.allclose(tensors["blk.1.ffn_down.weight.in_sum2"] / tensors["blk.1.ffn_down.weight.counts"], wanted, rtol=1e-3)
+    plain = struct.pack("<i", len(squares))
+    for name, mean in squares.items():
+        plain += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 2, len(mean)) + (2 * mean).tobytes()
+    (tmp_path / "b.dat").write_bytes(plain)
+    again = imatrix.read(tmp_path / "b.dat").squares
+    assert again.keys() == squares.keys() and all(np.array_equal(again[n], squares[n]) for n in squares)
+    (tmp_path / "b.dat").write_bytes(plain[:-3])
+    with pytest.raises(FewbitError, match="truncated"):
+        imatrix.read(tmp_path / "b.dat")
+    lost = {}
+    for name, importance in (("plain", None), ("weighted", out)):
+        options = Options("q4_1", method="rtn")
+        quantize.quantize(home / "llama", tmp_path / name, options, importance=importance)
+        weight = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
+        found = artifact.state_dict(tmp_path / name)["model.layers.1.mlp.down_proj.weight"].numpy()
+        lost[name] = float(((found - weight) ** 2 @ wanted).sum())
+    assert lost["weighted"] < 0.9 * lost["plain"]

@@ -35,6 +35,11 @@ class Tensor:
     number: int
     data: Callable[[], np.ndarray]
 
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> "Tensor":
+        """In float32."""
+        return cls(name, array.shape, 0, lambda: array.astype(np.float32))
+
     @property
     def nbytes(self) -> int:
         return _nbytes(self.shape, self.number)

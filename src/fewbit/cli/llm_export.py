@@ -1,4 +1,4 @@
-"""`fewbit llm export OUT-OR-MODEL_DIR --to gguf -o FILE`."""
+"""`fewbit llm export OUT-OR-MODEL_DIR --to gguf -o FILE` and `fewbit llm imatrix MODEL_DIR -o FILE`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ def export(
     kind: Annotated[str, typer.Option("--type", help="gguf: q4_0, q4_1, q8_0, iq4_nl, q4_k, q5_k, q6_k, f16, f32")] = "",
     calibration: Annotated[Path | None, typer.Option(help="of a float checkpoint: a text like what the model will read")] = None,
     method: Annotated[str, typer.Option(help="of a float checkpoint: auto, rtn, gptq, …")] = "auto",
+    imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
     samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
     length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
@@ -26,6 +27,25 @@ def export(
 
     given = Options(method=method, samples=samples, length=length)
     with common.Bar() as bar:
-        record = e.export(source, out, to, kind, given, calibration, bar, common.say)
+        record = e.export(source, out, to, kind, given, calibration, bar, common.say, imatrix)
     common.show_pairs(record, json)
+    return 0
+
+
+def imatrix(
+    model: Annotated[Path, typer.Argument(help="the folder of a float checkpoint")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the file to write")],
+    calibration: Annotated[Path, typer.Option(help="a text like what the model will read")],
+    samples: Annotated[int, typer.Option(help="pieces of the text, spread evenly")] = 64,
+    length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> int:
+    """Write an importance matrix that llama.cpp's quantizer takes."""
+    common.needs("llm", "torch", "safetensors", "transformers")
+    from fewbit.llm import imatrix as i
+
+    with common.Bar() as bar:
+        squares, tokens = i.measure(model, calibration, samples, length, bar)
+    size = i.write(out, squares, tokens, calibration.name, length)
+    common.show_pairs({"file": str(out), "weights": len(squares), "tokens": tokens, "bytes": size}, json)
     return 0

@@ -27,6 +27,7 @@ def export(
     calibration: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    importance: Path | None = None,
 ) -> dict[str, Any]:
     """Write OUT. source: what `fewbit llm quantize` wrote, or a float checkpoint, which is first quantized to `kind` in a folder
     beside OUT (the same command goes on there after a kill). The record of what was written."""
@@ -41,7 +42,9 @@ def export(
     if artifact.is_artifact(source) or kind in place.PLAIN:
         return place.export(source, out, kind)
     solved = out.with_name(f".{out.name}.solved")
-    made = quantize.quantize(source, solved, place.options(source, kind, given or Options()), calibration, progress, say)
+    made = quantize.quantize(
+        source, solved, place.options(source, kind, given or Options()), calibration, progress, say, importance
+    )
     record = place.export(solved, out, "")
     shutil.rmtree(solved)
     return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}

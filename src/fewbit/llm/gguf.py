@@ -231,5 +231,4 @@ def _rope_factors(config: dict[str, Any]) -> list[Tensor]:
     factor, low, high = (float(rope[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     wavelength = 2 * math.pi * float(rope["rope_theta"]) ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     smooth = np.clip((float(rope["original_max_position_embeddings"]) / wavelength - low) / (high - low), 0, 1)
-    divisors = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
-    return [Tensor("rope_freqs.weight", divisors.shape, 0, lambda: divisors)]
+    return [Tensor.of("rope_freqs.weight", 1 / ((1 - smooth) / factor + smooth))]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, calibration, forecast, methods, source
+from fewbit.llm import artifact, blocks, calibration, forecast, imatrix, methods, source
 from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.numerics import ggml
@@ -27,14 +27,19 @@ def quantize(
     text: Path | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    importance: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on. The record of what it took."""
+    """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on; importance: an imatrix file, for method
+    rtn. The record of what it took."""
     began, out = time.perf_counter(), Path(out)
     structure, ids = _prepare(folder, out, options, text)
-    key = _key(structure, options, ids)
+    given = imatrix.read(importance) if importance else None
+    if given and methods.find(options.method).calibrated:
+        raise FewbitError(f"--imatrix is for --method rtn; {options.method} measures more than it says")
+    key = _key(structure, options, ids) | ({"imatrix": given.digest} if given else {})
     if _finished(out, key):
         return _record(out, structure, options, None, began)
-    work = Work(out, structure, key, ids, options)
+    work = Work(out, structure, key, ids, options, given)
     said = work.run(progress or (lambda *_: None), say or (lambda _: None))
     return _record(out, structure, options, said, began)
 

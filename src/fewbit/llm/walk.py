@@ -80,13 +80,16 @@ def quantize_block(
     return found
 
 
-def round_block(block: nn.Module, grid_of: Callable[[str, int], AnyGrid | None]) -> dict[str, Solution]:
-    """Round to nearest, without inputs."""
+def round_block(
+    block: nn.Module, grid_of: Callable[[str, int], AnyGrid | None], importance_of: Callable[[str, int], np.ndarray | None]
+) -> dict[str, Solution]:
+    """Round to nearest, without inputs; under the best scales where importance_of says what each column's error costs."""
     found = {}
     for name, module in blocks.linears(block).items():
         grid = grid_of(name, module.in_features)
         if grid is not None:
-            found[name] = grouped.nearest(module.weight.detach().numpy(), grid)
+            weight, importance = module.weight.detach().numpy(), importance_of(name, module.in_features)
+            found[name] = grouped.nearest(weight, grid) if importance is None else grouped.clipped(weight, importance, grid)
     return found
 
 

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from fewbit.errors import FewbitError
 from fewbit.files import write_whole
-from fewbit.llm import artifact, blocks, budget, forecast, methods, packed, walk
+from fewbit.llm import artifact, blocks, budget, forecast, gguf, methods, packed, walk
+from fewbit.llm.imatrix import Importance
 from fewbit.llm.options import Options
 from fewbit.solvers import grouped
 from fewbit.solvers.grids import AnyGrid
@@ -31,7 +34,16 @@ def part_of(out: Path) -> Path:
 class Work:
     """One quantization: the folder it lies in, and the loop over the blocks."""
 
-    def __init__(self, out: Path, structure: blocks.Structure, key: dict[str, Any], ids: torch.Tensor | None, options: Options):
+    def __init__(
+        self,
+        out: Path,
+        structure: blocks.Structure,
+        key: dict[str, Any],
+        ids: torch.Tensor | None,
+        options: Options,
+        importance: Importance | None = None,
+    ):
+        self.importance = importance
         self.out, self.structure, self.key, self.options = out, structure, key, options
         self.method = methods.find(options.method, options.bits)
         self.batches = _batches(ids) if ids is not None else []
@@ -153,13 +165,21 @@ class Work:
         if self.method.calibrated:
             solved = walk.quantize_block(block, streams, calls[k], self.method, grid_of, dtype, self.structure.head_dim)
         else:
-            solved = walk.round_block(block, grid_of)
+            solved = walk.round_block(block, grid_of, lambda n, columns: self._importance(prefix + n, columns))
         artifact.save(self.made / artifact.shard_name(k + 1, self.shards), self._tensors(block, prefix, solved))
         blocks.empty(block)
         if self.method.calibrated and k + 2 < self.shards:
             held = {f"{kind}.{b}": t for kind in ("exact", "quantized") for b, t in enumerate(getattr(streams, kind))}
             artifact.save(self._stream_file(k + 1), held)
         self._stream_file(k).unlink(missing_ok=True)
+
+    def _importance(self, name: str, columns: int) -> np.ndarray | None:
+        if self.importance is None:
+            return None
+        squares = self.importance.squares.get(gguf.name_of(name, str(self.structure.source.folder)) + ".weight")
+        if squares is None or len(squares) != columns:
+            raise FewbitError(f"--imatrix has no {columns} squares for {name}; measure them on this model")
+        return squares
 
     def _dtype(self, prefix: str, state: dict[str, torch.Tensor]) -> torch.dtype:
         """What the checkpoint keeps its vectors in."""
