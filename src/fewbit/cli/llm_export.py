@@ -10,9 +10,13 @@ from fewbit.cli import common
 
 def export(
     source: Annotated[Path, typer.Argument(help="what `fewbit llm quantize` wrote, or a float checkpoint")],
-    to: Annotated[str, typer.Option(help="gguf")],
+    to: Annotated[str, typer.Option(help="gguf, compressed-tensors, gptq or awq")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the file or folder to write")],
-    kind: Annotated[str, typer.Option("--type", help="gguf: q4_0, q4_1, q8_0, iq4_nl, q4_k, q5_k, q6_k, f16, f32")] = "",
+    kind: Annotated[
+        str, typer.Option("--type", help="q4_0, iq4_nl, q4_k, …; int4, int8, w8a8, fp8, nvfp4, …; an artifact's own without")
+    ] = "",
+    group_size: Annotated[int, typer.Option(help="of int8 and int4 from a float checkpoint: columns that share a scale")] = 128,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="of int8 and int4: no zero points")] = False,
     calibration: Annotated[Path | None, typer.Option(help="of a float checkpoint: a text like what the model will read")] = None,
     method: Annotated[str, typer.Option(help="of a float checkpoint: auto, rtn, gptq, …")] = "auto",
     imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
@@ -20,12 +24,12 @@ def export(
     length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
-    """Write a language model for llama.cpp; a float checkpoint is first quantized, on the grid of the type."""
+    """Write a language model for llama.cpp, vLLM or transformers; a float checkpoint is first quantized."""
     common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import export as e
     from fewbit.llm.options import Options
 
-    given = Options(method=method, samples=samples, length=length)
+    given = Options(group_size=group_size, symmetric=symmetric, method=method, samples=samples, length=length)
     with common.Bar() as bar:
         record = e.export(source, out, to, kind, given, calibration, bar, common.say, imatrix)
     common.show_pairs(record, json)

@@ -55,12 +55,17 @@ def finish(folder: Path, source: Path, config: dict[str, Any], recipe: packed.Re
             where |= dict.fromkeys(f.keys(), path.name)
         total += path.stat().st_size
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
-            shutil.copyfile(path, folder / path.name)
+    copy_others(source, folder)
     write_whole(folder / INDEX, json.dumps(index, indent=1) + "\n")
     write_whole(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     write_whole(folder / "config.json", json.dumps(config | {"quantization_config": packed.to_config(recipe)}, indent=1) + "\n")
+
+
+def copy_others(source: Path, folder: Path) -> None:
+    """All of a checkpoint's files but its weights and what says how they lie."""
+    for path in source.iterdir():
+        if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
+            shutil.copyfile(path, folder / path.name)
 
 
 def is_artifact(folder: Path) -> bool:

@@ -1,8 +1,8 @@
 """`fewbit llm export`: a checkpoint in the layout that other programs load, quantized on the way if it is still float.
 
-Adding a place is one module and one line in PLACES. The module has `check(source, kind)`, which refuses before any work,
-`export(folder, out, kind)`, `options(source, kind, given)`, how a float checkpoint is quantized for it, and PLAIN, the kinds that
-need no walk over the blocks.
+Adding a place is one module and one line in PLACES. The module has `check(source, kind, given)`, which refuses before any
+work, `export(folder, out, kind, given)`, `options(source, kind, given)`, how a float checkpoint is quantized for it, and
+`plain_kind(kind, given)`, true of what needs no walk over the blocks.
 """
 
 import importlib
@@ -15,7 +15,12 @@ from typing import Any
 from fewbit.errors import FewbitError
 from fewbit.llm.options import Options
 
-PLACES = {"gguf": "fewbit.llm.gguf"}
+PLACES = {
+    "gguf": "fewbit.llm.gguf",
+    "compressed-tensors": "fewbit.llm.compressed_tensors",
+    "gptq": "fewbit.llm.gptq_layout",
+    "awq": "fewbit.llm.awq_layout",
+}
 
 
 def export(
@@ -33,19 +38,17 @@ def export(
     beside OUT (the same command goes on there after a kill). The record of what was written."""
     from fewbit.llm import artifact, quantize
 
-    place = find(to)
+    place, given = find(to), given or Options()
     if out.exists():
         raise FewbitError(f"{out}: exists; remove it or choose another name")
     if not out.parent.is_dir():
         raise FewbitError(f"{out}: the folder {out.parent} does not exist")
-    place.check(source, kind)
-    if artifact.is_artifact(source) or kind in place.PLAIN:
-        return place.export(source, out, kind)
+    place.check(source, kind, given)
+    if artifact.is_artifact(source) or place.plain_kind(kind, given):
+        return place.export(source, out, kind, given)
     solved = out.with_name(f".{out.name}.solved")
-    made = quantize.quantize(
-        source, solved, place.options(source, kind, given or Options()), calibration, progress, say, importance
-    )
-    record = place.export(solved, out, "")
+    made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)
+    record = place.export(solved, out, "", given)
     shutil.rmtree(solved)
     return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
 

@@ -30,10 +30,9 @@ INSIDE = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 FLOAT_TYPES: dict[str, tuple[int, np.dtype[Any]]] = {"f32": (0, np.dtype(np.float32)), "f16": (1, np.dtype(np.float16))}
-PLAIN = tuple(FLOAT_TYPES)  # written without quantizing
 
 
-def export(folder: Path, out: Path, kind: str = "") -> dict[str, Any]:
+def export(folder: Path, out: Path, kind: str = "", given: Options | None = None) -> dict[str, Any]:
     """Write the GGUF file; kind: "f32" or "f16" of a float checkpoint; of an artifact the type it was solved for, or ""."""
     config, recipe, chosen = check(folder, kind)
     tensors = Tensors(folder)
@@ -44,7 +43,7 @@ def export(folder: Path, out: Path, kind: str = "") -> dict[str, Any]:
     return {"file": str(out), "type": chosen, "bytes": size, "tensors": len(held)}
 
 
-def check(folder: Path, kind: str) -> tuple[dict[str, Any], Recipe | None, str]:
+def check(folder: Path, kind: str, given: Options | None = None) -> tuple[dict[str, Any], Recipe | None, str]:
     """(config.json, what it was quantized by, the type to write); all that can be refused, before any work."""
     config = checkpoint.read_json(folder / "config.json", "a language model's folder holds one")
     family = config.get("model_type")
@@ -59,6 +58,11 @@ def check(folder: Path, kind: str) -> tuple[dict[str, Any], Recipe | None, str]:
     entry = config.get("quantization_config")
     recipe = packed.from_config(entry, str(folder)) if entry else None
     return config, recipe, _chosen(recipe, kind, folder)
+
+
+def plain_kind(kind: str, given: Options) -> bool:
+    """Written without quantizing."""
+    return kind in FLOAT_TYPES
 
 
 def options(source: Path, kind: str, given: Options) -> Options:
