@@ -80,7 +80,7 @@ def test_transformers_computes_what_the_artifact_computes(home, tmp_path, weight
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "int3", "int2"])
 def test_compressed_tensors_unpacks_zero_points(home, tmp_path, weights):
-    """Bit for bit. (transformers 5.24 with compressed-tensors 0.20 loads no zero points, of llm-compressor's own file neither.)"""
+    """Bit for bit. (transformers 5.24 with compressed-tensors 0.20 loads no zero points, llm-compressor's own neither.)"""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationScheme
@@ -178,3 +178,60 @@ def test_what_cannot_be_written_is_refused_in_one_line(home, tmp_path, to, kind,
     with pytest.raises(FewbitError) as caught:
         export.export(home / "llama", tmp_path / "out", to, kind, Options(**given))
     assert said in str(caught.value) and "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("consumer", "to", "kind", "given", "shape", "said"),
+    [
+        (
+            "vllm",
+            "compressed-tensors",
+            "int4",
+            {"group_size": 64},
+            {},
+            "groups of 64 (model.layers.0.mlp.down_proj); give --group-size 128",
+        ),
+        ("vllm", "compressed-tensors", "int4", {"group_size": 128}, {}, ""),
+        ("vllm", "gptq", "int2", {"group_size": 128}, {}, "int4 and int8 they do"),
+        ("vllm", "compressed-tensors", "int8", {"group_size": 128}, {}, "give --symmetric"),
+        ("vllm", "compressed-tensors", "int8", {"group_size": 128, "symmetric": True}, {}, ""),
+        ("vllm", "compressed-tensors", "fp8-block", {}, {"intermediate_size": 192}, "is 128 x 192, which w8a8, fp8 would take"),
+        ("vllm", "compressed-tensors", "nvfp4", {}, {"intermediate_size": 192}, "is 128 x 192, which w8a8, fp8 would take"),
+        ("vllm", "gguf", "q4_0", {}, {}, "does not load gguf; give --to compressed-tensors or gptq or awq"),
+        ("llama.cpp", "compressed-tensors", "int4", {"group_size": 128}, {}, "give --to gguf"),
+        ("llama.cpp", "gguf", "q4_k", {}, {}, "does not divide the 128 of model.layers.0.mlp.down_proj; q4_0"),
+        ("transformers", "compressed-tensors", "int4", {"group_size": 64}, {}, "quantize with --symmetric"),
+        ("transformers", "compressed-tensors", "fp8", {}, {}, ""),
+        ("ollama", "gguf", "q4_0", {}, {}, "choose one of vllm, llama.cpp, transformers"),
+    ],
+)
+def test_what_a_consumer_does_not_run_is_refused_before_any_work(tmp_path, monkeypatch, consumer, to, kind, given, shape, said):
+    """Before the blocks are even looked at."""
+    folder = tiny_llm.save(
+        tmp_path / "m", **{"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_key_value_heads": 4} | shape
+    )
+    worked: list[object] = []
+    monkeypatch.setattr(quantize, "_prepare", lambda *a: worked.append(a) or (_ for _ in ()).throw(KeyboardInterrupt))
+    options = Options(method="gptq", **given)
+    if not said:
+        if kind.startswith("int"):
+            with pytest.raises(KeyboardInterrupt):
+                export.export(folder, tmp_path / "out", to, kind, options, consumer=consumer)
+        else:
+            export.export(folder, tmp_path / "out", to, kind, options, consumer=consumer)
+        return
+    with pytest.raises(FewbitError) as caught:
+        export.export(folder, tmp_path / "out", to, kind, options, consumer=consumer)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not worked and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_artifact_is_judged_by_what_it_holds(home, tmp_path):
+    quantize.quantize(home / "llama", tmp_path / "a", Options("int4", 32, method="rtn"))
+    with pytest.raises(FewbitError, match="groups of 32"):
+        export.export(tmp_path / "a", tmp_path / "out", "compressed-tensors", consumer="vllm")
+    with pytest.raises(FewbitError, match="zero points"):
+        export.export(tmp_path / "a", tmp_path / "out", "compressed-tensors", consumer="transformers")
+    with pytest.raises(FewbitError, match="groups of 64"):
+        quantize.quantize(home / "llama", tmp_path / "b", Options("int4", 64, method="rtn"), consumer="vllm")
+    export.export(tmp_path / "a", tmp_path / "a.gguf", "gguf", consumer="llama.cpp")

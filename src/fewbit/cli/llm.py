@@ -21,6 +21,7 @@ def quantize(
     method: Annotated[str, typer.Option(help="auto, rtn, gptq, awq, awq+gptq")] = "auto",
     calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
     imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
+    consumer: Annotated[str, typer.Option("--for", help="vllm, llama.cpp or transformers: refuse what it does not run")] = "",
     bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
     head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
     embedding: Annotated[str, typer.Option(help="int8, …: the embedding, and the head that is tied to it; float")] = "",
@@ -37,7 +38,7 @@ def quantize(
         raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
     options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
     with common.Bar() as bar:
-        record = q.quantize(model, out, options, calibration, bar, common.say, imatrix)
+        record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)
     common.show_pairs(record if json else {k: v for k, v in record.items() if "forecast" not in k}, json)  # it was said already
     return 0
 

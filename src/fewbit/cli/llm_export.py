@@ -17,6 +17,7 @@ def export(
     ] = "",
     group_size: Annotated[int, typer.Option(help="of int8 and int4 from a float checkpoint: columns that share a scale")] = 128,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="of int8 and int4: no zero points")] = False,
+    consumer: Annotated[str, typer.Option("--for", help="vllm, llama.cpp or transformers: refuse what it does not run")] = "",
     calibration: Annotated[Path | None, typer.Option(help="of a float checkpoint: a text like what the model will read")] = None,
     method: Annotated[str, typer.Option(help="of a float checkpoint: auto, rtn, gptq, …")] = "auto",
     imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
@@ -31,7 +32,7 @@ def export(
 
     given = Options(group_size=group_size, symmetric=symmetric, method=method, samples=samples, length=length)
     with common.Bar() as bar:
-        record = e.export(source, out, to, kind, given, calibration, bar, common.say, imatrix)
+        record = e.export(source, out, to, kind, given, calibration, bar, common.say, imatrix, consumer)
     common.show_pairs(record, json)
     return 0
 

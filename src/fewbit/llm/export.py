@@ -33,10 +33,14 @@ def export(
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     importance: Path | None = None,
+    consumer: str = "",
 ) -> dict[str, Any]:
-    """Write OUT. source: what `fewbit llm quantize` wrote, or a float checkpoint, which is first quantized to `kind` in a folder
-    beside OUT (the same command goes on there after a kill). The record of what was written."""
-    from fewbit.llm import artifact, quantize
+    """Write OUT. The record of what was written.
+
+    source: what `fewbit llm quantize` wrote, or a float checkpoint, first quantized to `kind` in a folder beside OUT (the
+    same command goes on there after a kill). consumer: one of llm/consumers, which must run what is written.
+    """
+    from fewbit.llm import artifact, consumers, quantize
 
     place, given = find(to), given or Options()
     if out.exists():
@@ -44,6 +48,8 @@ def export(
     if not out.parent.is_dir():
         raise FewbitError(f"{out}: the folder {out.parent} does not exist")
     place.check(source, kind, given)
+    if consumer:
+        consumers.check(consumer, source, to, kind, given)
     if artifact.is_artifact(source) or place.plain_kind(kind, given):
         return place.export(source, out, kind, given)
     solved = out.with_name(f".{out.name}.solved")

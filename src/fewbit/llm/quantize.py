@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, calibration, forecast, imatrix, methods, source
+from fewbit.llm import artifact, blocks, calibration, consumers, forecast, imatrix, methods, source
 from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.numerics import ggml
@@ -28,10 +28,13 @@ def quantize(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     importance: Path | None = None,
+    consumer: str = "",
 ) -> dict[str, Any]:
     """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on; importance: an imatrix file, for method
-    rtn. The record of what it took."""
+    rtn; consumer: one of llm/consumers, which must run it. The record of what it took."""
     began, out = time.perf_counter(), Path(out)
+    if consumer:
+        consumers.check(consumer, Path(folder), "", options.weights, options)
     structure, ids = _prepare(folder, out, options, text)
     given = imatrix.read(importance) if importance else None
     if given and methods.find(options.method).calibrated:
