@@ -189,6 +189,8 @@ def _entry(r: _Reader) -> tuple[str, Entry]:
     number, offset = r.number("<u4"), r.number("<u8")
     if number not in SIZES:
         raise r.fail(f"the tensor {name} has the unknown type {number}")
+    if 0 in shape:
+        raise r.fail(f"the tensor {name} is empty, {list(shape)}")
     if shape[-1] % SIZES[number][0]:
         raise r.fail(f"the tensor {name} has rows of {shape[-1]}, its type keeps {SIZES[number][0]} together")
     return name, Entry(shape, number, offset, _nbytes(shape, number))

@@ -81,6 +81,7 @@ def state_dict(folder: Path) -> dict[str, torch.Tensor]:
     for path in checkpoint.shards(folder):
         if not path.exists():
             raise FewbitError(f"{path}: named by {INDEX}, but missing; quantize again")
+        checkpoint.entries(path)
         with safe_open(path, framework="pt") as f:
             keys = set(f.keys())
             names = {k.removesuffix(".codes") for k in keys if k.endswith(".codes")}

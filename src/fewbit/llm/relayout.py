@@ -119,6 +119,7 @@ def write_rounded(
 def _load(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
     from safetensors import safe_open
 
+    checkpoint.entries(path)
     with safe_open(path, framework="pt") as f:
         return {n: f.get_tensor(n) for n in names}
 
