@@ -75,28 +75,31 @@ def made(model: Path, work: Path, who: str, kind: str, calibration: Path) -> Pat
 
 
 def table(path: Path) -> None:
-    rows = {(r["who"], r["type"]): r for r in map(json.loads, path.read_text().splitlines())}
-    base = rows["f32", "f32"]["perplexity"]
+    """Markdown, of each type over the most windows that all of its files were measured on; a later row counts."""
+    rows = {(r["who"], r["type"], r["windows"]): r for r in map(json.loads, path.read_text().splitlines())}
     titles = [
         "type",
+        "windows",
+        "float32",
         "llama.cpp",
-        "with an importance matrix",
+        "with a matrix",
         "ours",
-        "ours over float",
+        "over float",
         "of its loss",
-        "of that with the matrix",
+        "with a matrix",
         "MB",
     ]
-    print("| " + " | ".join(titles) + " |\n" + "|---" * 8 + "|")
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for kind in TYPES:
-        found = {who: rows[who, kind] for who in ("theirs", "imatrix", "ours") if (who, kind) in rows}
-        if len(found) < 3:
-            continue
-        lost = {who: r["perplexity"] - base for who, r in found.items()}
-        cells = [f"{r['perplexity']:.3f}" for r in found.values()]
-        cells += [f"{lost['ours'] / of:.{d}%}" for of, d in ((base, 1), (lost["theirs"], 0), (lost["imatrix"], 0))]
-        print(f"| {kind} | " + " | ".join([*cells, f"{found['ours']['bytes'] / 1e6:.0f}"]) + " |")
-    print(f"\nFloat32: {base:.3f}.")
+        for windows in sorted({key[2] for key in rows}, reverse=True):
+            wanted = [("f32", "f32", windows), *((who, kind, windows) for who in ("theirs", "imatrix", "ours"))]
+            if all(key in rows for key in wanted):
+                base, theirs, matrix, ours = (rows[key]["perplexity"] for key in wanted)
+                lost = ours - base
+                cells = [f"{x:.3f}" for x in (base, theirs, matrix, ours)]
+                cells += [f"{lost / base:.1%}", f"{lost / (theirs - base):.0%}", f"{lost / (matrix - base):.0%}"]
+                print(f"| {kind} | {windows} | " + " | ".join(cells) + f" | {rows[wanted[3]]['bytes'] / 1e6:.0f} |")
+                break
 
 
 def main() -> None:
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--only", nargs="*", help="WHO:TYPE, or f32")
+    parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--work", type=Path, help="where files go; a temporary folder")
     parser.add_argument("--table", type=Path)
     a = parser.parse_args()
@@ -119,13 +123,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
         calibration, whole = texts(a.model, work)
-        windows = c.windows(c.tokens(a.model, whole), 1024, 4096, 0.5, 12, str(whole)).numpy()
+        windows = c.windows(c.tokens(a.model, whole), 1024, 4096, 0.5, a.windows, str(whole)).numpy()
         for case in cases:
             who, _, kind = case.partition(":")
             path, began = made(a.model, work, who, kind or who, calibration), time.perf_counter()
             row = {
                 "who": who,
                 "type": kind or who,
+                "windows": a.windows,
                 "bytes": path.stat().st_size,
                 "perplexity": llama_cpp.perplexity(path, windows),
             }
