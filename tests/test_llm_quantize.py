@@ -21,7 +21,7 @@ from fewbit.errors import FewbitError  # noqa: E402
 from fewbit.llm import artifact, blocks, fold, methods, quantize, source, staged, walk  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 from fewbit.solvers import grouped  # noqa: E402
-from fewbit.solvers.grouped import Grid  # noqa: E402
+from fewbit.solvers.grids import Grid  # noqa: E402
 
 SMALL = {"group_size": 16, "samples": 8, "length": 32}
 

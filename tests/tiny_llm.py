@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -57,3 +58,25 @@ def text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
     picks = torch.randint(0, len(words), (characters,), generator=generator)
     path.write_text(" ".join(words[i] for i in picks)[:characters])
     return path
+
+
+def fixed(folder: Path) -> Path:
+    """A Llama of one block, its weights from a stream that NumPy froze: what other programs make of it can be kept as hashes."""
+    shape = {
+        "hidden_size": 192,
+        "intermediate_size": 288,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = transformers.LlamaConfig(**{**SHAPE, **shape, "head_dim": 48}, tie_word_embeddings=True)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    random = np.random.RandomState(0)
+    with torch.no_grad():
+        for _, p in sorted(model.named_parameters()):
+            values = random.standard_normal(tuple(p.shape)) * np.exp(0.5 * random.standard_normal(p.shape[-1]))
+            p.copy_(torch.from_numpy(values / 8 + (p.ndim == 1)))
+        model.model.layers[0].mlp.up_proj.weight[3] = 0  # a row of zeros
+    model.to(torch.bfloat16).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder

@@ -1,13 +1,15 @@
 """What the verbs share: progress on standard error, the evidence as a table or as one JSON object."""
 
 import json
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, MissingExtra
 
 UNITS = {"training": "steps", "blocks": "", "windows": ""}
 
@@ -39,6 +41,17 @@ class Bar:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=of, unit=UNITS.get(what, "episodes"))
         self._progress.update(self._tasks[what], completed=done, total=of)
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Refuse before any work where a package is missing."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise MissingExtra(name, extra)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def environment_arguments(given: list[str] | None) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """`fewbit llm quantize MODEL_DIR -o OUT`, `fewbit llm perplexity OUT --text TEXT --against MODEL_DIR`, `fewbit llm generate`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewbit.cli import common, llm_generate
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.cli import common, llm_export, llm_generate
+from fewbit.errors import FewbitError
 
 app = typer.Typer(no_args_is_help=True, help="Language models: weights of few bits, and what they cost.")
 
@@ -16,11 +15,13 @@ app = typer.Typer(no_args_is_help=True, help="Language models: weights of few bi
 def quantize(
     model: Annotated[Path, typer.Argument(help="the folder of a Hugging Face checkpoint")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write")],
-    weights: Annotated[str, typer.Option(help="int8, int4, int3 or int2")] = "int4",
-    group_size: Annotated[int, typer.Option(help="columns that share a scale; must divide every layer's")] = 64,
+    weights: Annotated[str, typer.Option(help="int8, int4, int3, int2; or a type of llama.cpp: q4_0, iq4_nl, q4_k, …")] = "int4",
+    group_size: Annotated[int, typer.Option(help="columns that share a scale; llama.cpp's types have their own")] = 64,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="no zero points")] = False,
     method: Annotated[str, typer.Option(help="auto, rtn, gptq, awq, awq+gptq")] = "auto",
     calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
+    consumer: Annotated[str, typer.Option("--for", help="vllm, llama.cpp or transformers: refuse what it does not run")] = "",
     bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
     head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
     embedding: Annotated[str, typer.Option(help="int8, …: the embedding, and the head that is tied to it; float")] = "",
@@ -29,7 +30,7 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Quantize a language model's weights block by block; the same command goes on after a kill."""
-    _needs("torch", "safetensors", "transformers")
+    common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import quantize as q
     from fewbit.llm.options import Options
 
@@ -37,7 +38,7 @@ def quantize(
         raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
     options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
     with common.Bar() as bar:
-        record = q.quantize(model, out, options, calibration, bar, _say)
+        record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)
     common.show_pairs(record if json else {k: v for k, v in record.items() if "forecast" not in k}, json)  # it was said already
     return 0
 
@@ -56,7 +57,7 @@ def perplexity(
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Measure a language model on a text, beside its float original."""
-    _needs("torch", "safetensors", "transformers")
+    common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import artifact, calibration, kv_cache, simulate, source
     from fewbit.llm import perplexity as p
 
@@ -80,15 +81,5 @@ def perplexity(
 
 
 app.command()(llm_generate.generate)
-
-
-def _needs(*packages: str) -> None:
-    from importlib.util import find_spec
-
-    for name in packages:
-        if find_spec(name) is None:
-            raise MissingExtra(name, "llm")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+app.command()(llm_export.export)
+app.command()(llm_export.imatrix)

@@ -14,7 +14,8 @@ from fewbit import checkpoint
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
 from fewbit.llm import packed
-from fewbit.solvers.grouped import Solution
+from fewbit.numerics import ggml
+from fewbit.solvers.grids import GgmlGrid, Grid, Solution
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")  # of the source, not copied
@@ -26,8 +27,11 @@ def shard_name(k: int, of: int) -> str:
 
 
 def packed_tensors(name: str, solution: Solution) -> dict[str, torch.Tensor]:
-    """NAME.codes, NAME.scale and, unless symmetric, NAME.zero_point."""
+    """NAME.codes, NAME.scale and, unless symmetric, NAME.zero_point; or NAME.blocks."""
     grid = solution.grid
+    if isinstance(grid, GgmlGrid):
+        return {f"{name}.blocks": torch.from_numpy(ggml.pack(grid.parts(solution)))}
+    assert isinstance(grid, Grid)
     zero = None if grid.symmetric else solution.zero_point
     weight = packed.pack(solution.codes, solution.scale, zero, grid.bits, grid.group_size)
     return {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in packed.tensors(name, weight).items()}
@@ -51,12 +55,17 @@ def finish(folder: Path, source: Path, config: dict[str, Any], recipe: packed.Re
             where |= dict.fromkeys(f.keys(), path.name)
         total += path.stat().st_size
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
-            shutil.copyfile(path, folder / path.name)
+    copy_others(source, folder)
     write_whole(folder / INDEX, json.dumps(index, indent=1) + "\n")
     write_whole(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     write_whole(folder / "config.json", json.dumps(config | {"quantization_config": packed.to_config(recipe)}, indent=1) + "\n")
+
+
+def copy_others(source: Path, folder: Path) -> None:
+    """All of a checkpoint's files but its weights and what says how they lie."""
+    for path in source.iterdir():
+        if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
+            shutil.copyfile(path, folder / path.name)
 
 
 def is_artifact(folder: Path) -> bool:
@@ -72,6 +81,7 @@ def state_dict(folder: Path) -> dict[str, torch.Tensor]:
     for path in checkpoint.shards(folder):
         if not path.exists():
             raise FewbitError(f"{path}: named by {INDEX}, but missing; quantize again")
+        checkpoint.entries(path)
         with safe_open(path, framework="pt") as f:
             keys = set(f.keys())
             names = {k.removesuffix(".codes") for k in keys if k.endswith(".codes")}
@@ -82,6 +92,10 @@ def state_dict(folder: Path) -> dict[str, torch.Tensor]:
 
                 weight = packed.read(name, tensor, recipe.of(name), str(folder))
                 found[f"{name}.weight"] = torch.from_numpy(packed.dequantize(weight))
+            for name in sorted(k.removesuffix(".blocks") for k in keys if k.endswith(".blocks")):
+                parts = packed.read_blocks(name, f.get_tensor(f"{name}.blocks").numpy(), recipe.of(name), str(folder))
+                found[f"{name}.weight"] = torch.from_numpy(parts.dequantized())
+            keys = {k for k in keys if not k.endswith(".blocks")}
             rest = [k for k in keys if not any(k in (f"{n}.codes", f"{n}.scale", f"{n}.zero_point") for n in _owner(k, names))]
             found |= {k: f.get_tensor(k) for k in rest}
     return found

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import blocks, packed
+from fewbit.llm import blocks
+from fewbit.llm.options import WEIGHTS
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import grouped
-from fewbit.solvers.grouped import Grid
+from fewbit.solvers.grids import Grid
 
-WIDTHS = tuple(sorted(INTEGERS[w].bits for w in packed.WEIGHTS))
+WIDTHS = tuple(sorted(INTEGERS[w].bits for w in WEIGHTS))
 PROBE = 3  # the width at which a block is run to see what an error does to it
 ROWS = 8  # every so manyth row of a weight is enough to see its error
 SAMPLES = 2

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from fewbit import checkpoint
@@ -16,6 +15,7 @@ from fewbit.errors import FewbitError, MissingExtra
 from fewbit.llm import packed
 from fewbit.llm.linear import Memory, QuantEmbedding, QuantLinear, make_panels
 from fewbit.llm.packed import Recipe
+from fewbit.llm.tensors import Tensors
 
 try:
     import torch
@@ -23,39 +23,6 @@ try:
     from torch.overrides import TorchFunctionMode
 except ImportError as e:
     raise MissingExtra((e.name or "transformers").split(".")[0], "llm") from None
-
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
-
-
-class Tensors:
-    """The tensors of a folder's safetensors files, read one by one; nothing stays mapped."""
-
-    def __init__(self, folder: Path):
-        files = checkpoint.shards(folder)
-        if not files:
-            raise FewbitError(f"{folder}: no safetensors file; give a folder that `fewbit llm quantize` wrote")
-        self.folder = folder
-        self._places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        for path in files:
-            if not path.is_file():
-                raise FewbitError(f"{path}: no such file, which the index names; copy it or download it again")
-            header, start = checkpoint.entries(path)
-            self._places |= {name: (path, start, entry) for name, entry in header.items()}
-
-    def __iter__(self):
-        return iter(self._places)
-
-    def __call__(self, name: str) -> np.ndarray | None:
-        """The array, or None where no file has it."""
-        if name not in self._places:
-            return None
-        path, start, entry = self._places[name]
-        if entry["dtype"] not in DTYPES:
-            raise FewbitError(f"{path}: {name} is {entry['dtype'][:20]}; known are {', '.join(DTYPES)}")
-        first, end = entry["data_offsets"]
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        found = np.fromfile(path, dtype, (end - first) // dtype.itemsize, offset=start + first)
-        return found.reshape(entry["shape"])
 
 
 class _NoMemory(TorchFunctionMode):
@@ -75,6 +42,9 @@ def load(folder: str | Path, threads: int | None = None, activations: str = "int
     config_path = folder / "config.json"
     config = checkpoint.read_json(config_path, "give a folder that `fewbit llm quantize` wrote")
     recipe = packed.from_config(config.get("quantization_config"), str(config_path))
+    foreign = next((x.weights for x in (recipe.default, *recipe.layers.values()) if x.weights not in packed.WEIGHTS), "")
+    if foreign:
+        raise FewbitError(f"{folder}: {foreign} runs in llama.cpp; write the file for it: fewbit llm export {folder} --to gguf")
     tensors = Tensors(folder)
     model = _skeleton(folder)
     options = {"activations": activations, "threads": threads, "instruction_set": instruction_set}

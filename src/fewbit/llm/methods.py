@@ -12,7 +12,7 @@ import numpy as np
 
 from fewbit.errors import FewbitError
 from fewbit.solvers import grouped
-from fewbit.solvers.grouped import Grid, Solution
+from fewbit.solvers.grids import AnyGrid, Solution
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Moments:
     drift: dict[str, np.ndarray]
 
 
-def solve(weights: dict[str, np.ndarray], grids: dict[str, Grid], moments: Moments, method: Method) -> dict[str, Solution]:
+def solve(weights: dict[str, np.ndarray], grids: dict[str, AnyGrid], moments: Moments, method: Method) -> dict[str, Solution]:
     """Integers for weights [out, in] of one input."""
     if not (method.clip or method.compensate):
         return {n: grouped.nearest(w, grids[n]) for n, w in weights.items()}
@@ -99,7 +99,7 @@ def _bounded(step: np.ndarray, weight: np.ndarray, gram: np.ndarray) -> np.ndarr
     return step * np.minimum(1, REACH * np.sqrt(np.maximum(own, 0) / np.maximum(ours, 1e-30)))[:, None]
 
 
-def column_scale(weights: list[np.ndarray], gram: np.ndarray, peak: np.ndarray, method: Method, grid: Grid) -> np.ndarray:
+def column_scale(weights: list[np.ndarray], gram: np.ndarray, peak: np.ndarray, method: Method, grid: AnyGrid) -> np.ndarray:
     """float64 [in], what to multiply the columns by: the best of the method's rules by the loss after rounding to nearest, each
     column weighted by what an error costs once GPTQ has made up for it (or costs at once, without GPTQ).
 

@@ -4,7 +4,8 @@
 
 u are the codes moved to start at zero (code - quant_min of the integer format: offset binary), zero_point lies in the same
 offset, and is 2^(bits - 1) throughout where the weight is symmetric. A folder holds a layer NAME as NAME.codes,
-NAME.scale and, unless symmetric, NAME.zero_point, beside what Hugging Face keeps in it; NAME.weight is absent.
+NAME.scale and, unless symmetric, NAME.zero_point, beside what Hugging Face keeps in it; NAME.weight is absent. A layer in one of
+llama.cpp's types is kept as NAME.blocks, uint8 [out, bytes of a row], the bytes that a GGUF file holds (numerics/ggml).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from fewbit.errors import FewbitError
-from fewbit.numerics import packing
+from fewbit.llm.options import WEIGHTS
+from fewbit.numerics import ggml, packing
 from fewbit.numerics.formats import INTEGERS
 
-WEIGHTS = ("int8", "int4", "int3", "int2")
 METHOD, VERSION = "fewbit", 1  # of config.json's quantization_config
 CHUNK = 1 << 20  # codes unpacked at a time: unpacking takes about 20 bytes a code
 
@@ -113,7 +114,7 @@ def dequantize(weight: PackedWeight) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer's weight is kept: weights is one of WEIGHTS."""
+    """How one layer's weight is kept: weights is one of WEIGHTS, or a type of llama.cpp."""
 
     weights: str
     group_size: int
@@ -121,7 +122,14 @@ class Layer:
 
     @property
     def bits(self) -> int:
-        return INTEGERS[self.weights].bits
+        return ggml.TYPES[self.weights].bits if self.weights in ggml.TYPES else INTEGERS[self.weights].bits
+
+
+def layer(weights: str, group_size: int, symmetric: bool) -> Layer:
+    """A type of llama.cpp has groups of its own."""
+    if weights in ggml.TYPES:
+        return Layer(weights, ggml.TYPES[weights].group, ggml.TYPES[weights].zero is not None)
+    return Layer(weights, group_size, symmetric)
 
 
 @dataclass(frozen=True)
@@ -162,8 +170,8 @@ def from_config(config: Any, where: str) -> Recipe:
 def _layer(entry: Any, where: str) -> Layer:
     entry = entry if isinstance(entry, dict) else {}
     weights, size, symmetric = entry.get("weights"), entry.get("group_size"), entry.get("symmetric")
-    if weights not in WEIGHTS:
-        raise FewbitError(f"{where}: weights are {str(weights)[:40]!r}; known are {', '.join(WEIGHTS)}")
+    if not isinstance(weights, str) or weights not in (*WEIGHTS, *ggml.TYPES):
+        raise FewbitError(f"{where}: weights are {str(weights)[:40]!r}; known are {', '.join((*WEIGHTS, *ggml.TYPES))}")
     if type(size) is not int or size < 1 or type(symmetric) is not bool:
         raise FewbitError(f"{where}: group_size {str(size)[:40]}, symmetric {str(symmetric)[:40]}; wanted are a size and a bool")
     return Layer(weights, size, symmetric)
@@ -201,6 +209,19 @@ def read(name: str, tensor: Callable[[str], np.ndarray | None], layer: Layer, wh
     weight = PackedWeight(found["codes"], found["scale"], found.get("zero_point"), layer.bits, layer.group_size, (out, width))
     _check_values(weight, f"{where}: {name}")
     return weight
+
+
+def read_blocks(name: str, data: np.ndarray, layer: Layer, where: str) -> ggml.Parts:
+    """NAME.blocks, of one of llama.cpp's types."""
+    if layer.weights not in ggml.TYPES:
+        raise FewbitError(f"{where}: {name}.blocks, but config.json says that {name} is {layer.weights}; quantize again")
+    kind = ggml.TYPES[layer.weights]
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] % kind.record.itemsize:
+        raise FewbitError(f"{where}: {name}.blocks is {data.dtype} {list(data.shape)}, no rows of {kind.name}; quantize again")
+    parts = ggml.unpack(data, data.shape[1] // kind.record.itemsize * kind.block, kind)
+    if not (np.isfinite(parts.scale).all() and np.isfinite(parts.minimum).all()):
+        raise FewbitError(f"{where}: {name}.blocks holds a scale that is not finite; quantize again")
+    return parts
 
 
 def _check_values(weight: PackedWeight, where: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, calibration, forecast, methods, packed, source
-from fewbit.llm.options import Options
+from fewbit.llm import artifact, blocks, calibration, consumers, forecast, imatrix, methods, source
+from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
-from fewbit.solvers import grouped
+from fewbit.numerics import ggml
 
 VERSION = 3  # of the walk: one that makes other bytes has another number
 
@@ -27,14 +27,22 @@ def quantize(
     text: Path | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    importance: Path | None = None,
+    consumer: str = "",
 ) -> dict[str, Any]:
-    """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on. The record of what it took."""
+    """Write the artifact OUT of the checkpoint in `folder`; text: what to calibrate on; importance: an imatrix file, for method
+    rtn; consumer: one of llm/consumers, which must run it. The record of what it took."""
     began, out = time.perf_counter(), Path(out)
+    if consumer:
+        consumers.check(consumer, Path(folder), "", options.weights, options)
     structure, ids = _prepare(folder, out, options, text)
-    key = _key(structure, options, ids)
+    given = imatrix.read(importance) if importance else None
+    if given and methods.find(options.method).calibrated:
+        raise FewbitError(f"--imatrix is for --method rtn; {options.method} measures more than it says")
+    key = _key(structure, options, ids) | ({"imatrix": given.digest} if given else {})
     if _finished(out, key):
         return _record(out, structure, options, None, began)
-    work = Work(out, structure, key, ids, options)
+    work = Work(out, structure, key, ids, options, given)
     said = work.run(progress or (lambda *_: None), say or (lambda _: None))
     return _record(out, structure, options, said, began)
 
@@ -42,11 +50,11 @@ def quantize(
 def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None) -> tuple[blocks.Structure, torch.Tensor | None]:
     """All that can be refused, before any work."""
     method = methods.find(options.method)
-    if options.weights not in packed.WEIGHTS:
-        raise FewbitError(f"--weights {options.weights}: choose one of {', '.join(packed.WEIGHTS)}")
-    for option, weights in (("--head", options.head), ("--embedding", options.embedding)):
-        if weights and weights not in packed.WEIGHTS:
-            raise FewbitError(f"{option} {weights}: choose one of {', '.join(packed.WEIGHTS)}")
+    for option, weights in (("--weights", options.weights), ("--head", options.head), ("--embedding", options.embedding)):
+        if weights or option == "--weights":
+            check(option, weights)
+    if options.bits_per_weight is not None and options.weights in ggml.TYPES:
+        raise FewbitError(f"--bits-per-weight chooses among int2 to int8, not for {options.weights}; leave one of them out")
     if options.bits_per_weight is not None and not method.calibrated:
         raise FewbitError("--bits-per-weight needs a method that calibrates, not rtn")
     if not out.parent.is_dir():
@@ -56,7 +64,7 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
         raise FewbitError(f"method {options.method} needs a text to calibrate on; give --calibration FILE.txt, or --method rtn")
     structure = blocks.read(found)
     for name, linear in blocks.linears(structure.blocks[0]).items():
-        grouped.check(f"{structure.prefix}0.{name}", linear.in_features, options.group_size)
+        options.grid().check(f"{structure.prefix}0.{name}", linear.in_features)
     if options.head and blocks.head(structure) is None:
         raise FewbitError(f"--head {options.head}: the head is the embedding (tied), give --embedding instead")
     if options.embedding and blocks.embedding(structure) is None:

@@ -14,7 +14,7 @@ from torch import nn
 from fewbit.llm import blocks, fold, methods, staged
 from fewbit.llm.methods import Method, Moments
 from fewbit.solvers import grouped
-from fewbit.solvers.grouped import Grid, Solution
+from fewbit.solvers.grids import AnyGrid, Solution
 
 SAME = 1e-4
 
@@ -44,7 +44,7 @@ def quantize_block(
     streams: Streams,
     call: blocks.Call,
     method: Method,
-    grid_of: Callable[[str, int], Grid | None],
+    grid_of: Callable[[str, int], AnyGrid | None],
     dtype: torch.dtype,
     head_dim: int,
 ) -> dict[str, Solution]:
@@ -80,20 +80,23 @@ def quantize_block(
     return found
 
 
-def round_block(block: nn.Module, grid_of: Callable[[str, int], Grid | None]) -> dict[str, Solution]:
-    """Round to nearest, without inputs."""
+def round_block(
+    block: nn.Module, grid_of: Callable[[str, int], AnyGrid | None], importance_of: Callable[[str, int], np.ndarray | None]
+) -> dict[str, Solution]:
+    """Round to nearest, without inputs; under the best scales where importance_of says what each column's error costs."""
     found = {}
     for name, module in blocks.linears(block).items():
         grid = grid_of(name, module.in_features)
         if grid is not None:
-            found[name] = grouped.nearest(module.weight.detach().numpy(), grid)
+            weight, importance = module.weight.detach().numpy(), importance_of(name, module.in_features)
+            found[name] = grouped.nearest(weight, grid) if importance is None else grouped.clipped(weight, importance, grid)
     return found
 
 
 def _scale(
     block: nn.Module,
     groups: list[list[str]],
-    grids: dict[str, Grid | None],
+    grids: dict[str, AnyGrid | None],
     streams: Streams,
     call: blocks.Call,
     method: Method,

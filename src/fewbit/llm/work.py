@@ -6,19 +6,20 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from fewbit.errors import FewbitError
 from fewbit.files import write_whole
-from fewbit.llm import artifact, blocks, budget, forecast, methods, packed, walk
+from fewbit.llm import artifact, blocks, budget, forecast, gguf, methods, packed, walk
+from fewbit.llm.imatrix import Importance
 from fewbit.llm.options import Options
-from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import grouped
-from fewbit.solvers.grouped import Grid
+from fewbit.solvers.grids import AnyGrid
 
 BATCH_TOKENS = 4096
 
@@ -33,7 +34,16 @@ def part_of(out: Path) -> Path:
 class Work:
     """One quantization: the folder it lies in, and the loop over the blocks."""
 
-    def __init__(self, out: Path, structure: blocks.Structure, key: dict[str, Any], ids: torch.Tensor | None, options: Options):
+    def __init__(
+        self,
+        out: Path,
+        structure: blocks.Structure,
+        key: dict[str, Any],
+        ids: torch.Tensor | None,
+        options: Options,
+        importance: Importance | None = None,
+    ):
+        self.importance = importance
         self.out, self.structure, self.key, self.options = out, structure, key, options
         self.method = methods.find(options.method, options.bits)
         self.batches = _batches(ids) if ids is not None else []
@@ -92,8 +102,8 @@ class Work:
         tensors = self.structure.source.load(self.structure.outer(), None)
         for name, weights in self._rounded().items():
             weight = tensors.pop(f"{name}.weight").float().numpy()
-            grouped.check(name, weight.shape[1], self.options.group_size)
-            grid = Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
+            grid = self.options.grid(weights)
+            grid.check(name, weight.shape[1])
             tensors |= artifact.packed_tensors(name, grouped.nearest(weight, grid))
         artifact.save(path, tensors)
 
@@ -147,21 +157,29 @@ class Work:
         before = {n: t for n, t in block.state_dict().items()}
         dtype = self._dtype(prefix, before)
 
-        def grid_of(name: str, columns: int) -> Grid | None:
-            grouped.check(prefix + name, columns, self.options.group_size)
-            weights = self.layers.get(prefix + name, self.options.weights)
-            return Grid(INTEGERS[weights].bits, self.options.group_size, self.options.symmetric)
+        def grid_of(name: str, columns: int) -> AnyGrid | None:
+            grid = self.options.grid(self.layers.get(prefix + name, ""))
+            grid.check(prefix + name, columns)
+            return grid
 
         if self.method.calibrated:
             solved = walk.quantize_block(block, streams, calls[k], self.method, grid_of, dtype, self.structure.head_dim)
         else:
-            solved = walk.round_block(block, grid_of)
+            solved = walk.round_block(block, grid_of, lambda n, columns: self._importance(prefix + n, columns))
         artifact.save(self.made / artifact.shard_name(k + 1, self.shards), self._tensors(block, prefix, solved))
         blocks.empty(block)
         if self.method.calibrated and k + 2 < self.shards:
             held = {f"{kind}.{b}": t for kind in ("exact", "quantized") for b, t in enumerate(getattr(streams, kind))}
             artifact.save(self._stream_file(k + 1), held)
         self._stream_file(k).unlink(missing_ok=True)
+
+    def _importance(self, name: str, columns: int) -> np.ndarray | None:
+        if self.importance is None:
+            return None
+        squares = self.importance.squares.get(gguf.name_of(name, str(self.structure.source.folder)) + ".weight")
+        if squares is None or len(squares) != columns:
+            raise FewbitError(f"--imatrix has no {columns} squares for {name}; measure them on this model")
+        return squares
 
     def _dtype(self, prefix: str, state: dict[str, torch.Tensor]) -> torch.dtype:
         """What the checkpoint keeps its vectors in."""
@@ -179,9 +197,9 @@ class Work:
 
     def _close(self) -> None:
         options = self.options
-        layer = packed.Layer(options.weights, options.group_size, options.symmetric)
-        differing = {n: replace(layer, weights=w) for n, w in (self.layers | self._rounded()).items()}
-        recipe = packed.Recipe(layer, options.method, differing, self._skipped())
+        layer = packed.layer(options.weights, options.group_size, options.symmetric)
+        of = {n: packed.layer(w, options.group_size, options.symmetric) for n, w in (self.layers | self._rounded()).items()}
+        recipe = packed.Recipe(layer, options.method, of, self._skipped())
         artifact.finish(self.made, self.structure.source.folder, self.structure.source.config, recipe, self.key)
         self.made.rename(self.out)
         shutil.rmtree(self.part)

@@ -1,118 +1,56 @@
-"""Weights of a language model to integers: groups of columns with a float16 scale, symmetric or not, any 2 to 8 bits.
+"""Weights of a language model to integers, in groups of columns whose scales are what a grid can keep (solvers/grids).
 
-weight[o, k] = scale[o, g] (code[o, k] - zero_point[o, g]), g = k // group_size; codes are unsigned. The scale is rounded to
-float16 before codes are chosen, so what that rounding loses is made up by the codes. Everything is float32 and blocked:
-these matrices are a thousand times larger than a policy's (solvers/gptq), and are solved by the hundred.
+Scales are rounded to what is kept before codes are chosen, so what that rounding loses is made up by the codes. Everything is
+float32 and blocked: these matrices are a thousand times larger than a policy's (solvers/gptq), and are solved by the hundred.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fewbit.errors import FewbitError
+from fewbit.solvers.grids import AnyGrid, Solution
 
-SHARES = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5], np.float32)  # of a group's range, for its scale
-TINY = 6.2e-5  # below float16's normal numbers: the scale of a group of zeros
 BLOCK = 128
 DAMPING = 0.01  # of the second moments' mean diagonal, GPTQ's own
 
 
-@dataclass(frozen=True)
-class Grid:
-    """bits 2 to 8; group_size divides the columns; symmetric: the zero point is 2^(bits - 1) everywhere."""
-
-    bits: int
-    group_size: int
-    symmetric: bool = False
-
-    @property
-    def top(self) -> int:
-        return (1 << self.bits) - 1
-
-
-@dataclass(frozen=True)
-class Solution:
-    """codes uint8 [out, in]; scale float16 and zero_point uint8 [out, groups]."""
-
-    codes: np.ndarray
-    scale: np.ndarray
-    zero_point: np.ndarray
-    grid: Grid
-
-    def dequantized(self) -> np.ndarray:
-        """float32 [out, in]."""
-        g = self.grid.group_size
-        zero, scale = (np.repeat(v.astype(np.float32), g, axis=1) for v in (self.zero_point, self.scale))
-        return (self.codes.astype(np.float32) - zero) * scale
-
-
-def check(name: str, columns: int, group_size: int) -> None:
-    """Refuse a group size that does not divide the columns, naming those that do."""
-    if group_size < 1 or columns % group_size:
-        fit = [g for g in (16, 32, 64, 96, 128, 192, 256, columns) if columns % g == 0 and g <= columns]
-        raise FewbitError(
-            f"group size {group_size} does not divide the {columns} columns of {name}; "
-            f"{', '.join(map(str, dict.fromkeys(fit)))} do"
-        )
-
-
-def nearest(weight: np.ndarray, grid: Grid) -> Solution:
+def nearest(weight: np.ndarray, grid: AnyGrid) -> Solution:
     """Round to nearest, every group's scale reaching its smallest and largest weight."""
-    scale, zero = _ranges(_split(weight, grid), grid, np.float32(1))
+    scale, zero = grid.held(*next(grid.starts(_split(weight, grid))))
     return _rounded(weight, scale, zero, grid)
 
 
-def clipped(weight: np.ndarray, importance: np.ndarray, grid: Grid) -> Solution:
+def clipped(weight: np.ndarray, importance: np.ndarray, grid: AnyGrid) -> Solution:
     """Round to nearest under the scales that lose least; importance [in]: what a column's squared error costs.
 
-    SHARES of the range (AWQ's clipping, by closed form instead of outputs), then the least-squares scale of the codes found.
+    Shares of the range (AWQ's clipping, by closed form instead of outputs), then the least-squares scale of the codes found.
     """
     w = _split(weight, grid)
     cost = np.ascontiguousarray(importance, np.float32).reshape(1, w.shape[1], -1)
-    best_scale, best_zero = _ranges(w, grid, SHARES[0])
-    least = np.full(best_scale.shape, np.inf, np.float32)
-    for share in SHARES:
-        scale, zero = _ranges(w, grid, share)
+    best_scale = best_zero = least = np.empty(0, np.float32)
+    for scale, zero in grid.starts(w):
+        if not least.size:
+            best_scale, best_zero, least = scale.copy(), zero.copy(), np.full(scale.shape, np.inf, np.float32)
         for _ in range(2):
-            u = np.clip(np.rint(w / scale[..., None]) + zero[..., None], 0, grid.top) - zero[..., None]
+            u = grid.round(w / scale[..., None], zero[..., None]) - zero[..., None]
             error = (((u * scale[..., None] - w) ** 2) * cost).sum(axis=2)
             better = error < least
             best_scale[better], best_zero[better], least = scale[better], zero[better], np.minimum(error, least)
-            weighted = u * cost
-            below = (weighted * u).sum(axis=2)
-            refit = (weighted * w).sum(axis=2) / np.maximum(below, 1e-30)
-            scale = _half(np.where((below > 0) & (refit > TINY), refit, scale))
-    return _rounded(weight, best_scale, best_zero, grid)
+            scale, zero = grid.refit(u, w, cost, scale, zero)
+    return _rounded(weight, *grid.held(best_scale, best_zero), grid)
 
 
-def _split(weight: np.ndarray, grid: Grid) -> np.ndarray:
+def _split(weight: np.ndarray, grid: AnyGrid) -> np.ndarray:
     weight = np.asarray(weight, np.float32)
     if not np.isfinite(weight).all():
         raise FewbitError("a weight is not finite; the checkpoint is damaged")
     return weight.reshape(len(weight), -1, grid.group_size)
 
 
-def _half(scale: np.ndarray) -> np.ndarray:
-    """float32 that float16 holds."""
-    return np.minimum(scale, 65504).astype(np.float16).astype(np.float32)
-
-
-def _ranges(w: np.ndarray, grid: Grid, share: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, zero) float32 [out, groups] of a share of each group's range; w [out, groups, group_size]."""
-    if grid.symmetric:
-        scale = np.abs(w).max(axis=2) * share / (grid.top // 2)
-        zero = np.full_like(scale, (grid.top + 1) // 2)
-        return np.where(scale > TINY, _half(scale), np.float32(1)), zero
-    low, high = np.minimum(w.min(axis=2), 0) * share, np.maximum(w.max(axis=2), 0) * share
-    scale = (high - low) / grid.top
-    scale = np.where(scale > TINY, _half(scale), np.float32(1))
-    return scale, np.clip(np.rint(-low / scale), 0, grid.top)
-
-
-def _rounded(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: Grid) -> Solution:
-    w = _split(weight, grid)
-    codes = np.clip(np.rint(w / scale[..., None]) + zero[..., None], 0, grid.top).astype(np.uint8)
-    return Solution(codes.reshape(weight.shape), scale.astype(np.float16), zero.astype(np.uint8), grid)
+def _rounded(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: AnyGrid) -> Solution:
+    levels = grid.round(_split(weight, grid) / scale[..., None], zero[..., None])
+    return Solution(grid.codes(levels).reshape(weight.shape), scale.astype(grid.scale_type), zero.astype(grid.zero_type), grid)
 
 
 def damped_inverse(gram: np.ndarray, damping: float = DAMPING) -> np.ndarray:
@@ -169,7 +107,7 @@ def ordered(gram: np.ndarray, damping: float = DAMPING) -> Order:
 def gptq(weight: np.ndarray, start: Solution, by: Order) -> Solution:
     """Codes by GPTQ (Frantar et al. 2022) at the scales of `start`."""
     order, upper = by.columns, by.upper
-    g, top = start.grid.group_size, np.float32(start.grid.top)
+    g, grid = start.grid.group_size, start.grid
     w = np.ascontiguousarray(np.asarray(weight, np.float32).T[order])  # [in, out]: a column lies together
     scale = np.ascontiguousarray(start.scale.astype(np.float32).T)[order // g]
     zero = np.ascontiguousarray(start.zero_point.astype(np.float32).T)[order // g]
@@ -178,67 +116,87 @@ def gptq(weight: np.ndarray, start: Solution, by: Order) -> Solution:
         end = min(begin + BLOCK, len(w))
         errors = np.empty((end - begin, w.shape[1]), np.float32)
         for j in range(begin, end):
-            u = np.clip(np.rint(w[j] / scale[j]) + zero[j], 0, top)
-            codes[j] = u
+            u = grid.round(w[j] / scale[j], zero[j])
+            codes[j] = grid.codes(u)
             errors[j - begin] = (w[j] - (u - zero[j]) * scale[j]) / upper[j, j]
             if j + 1 < end:
                 w[j + 1 : end] -= upper[j, j + 1 : end, None] * errors[j - begin]
         w[end:] -= upper[begin:end, end:].T @ errors
     found = np.empty_like(codes)
     found[order] = codes
-    return Solution(np.ascontiguousarray(found.T), start.scale, start.zero_point, start.grid)
+    return replace(start, codes=np.ascontiguousarray(found.T))
 
 
 def descend(weight: np.ndarray, start: Solution, gram: np.ndarray, sweeps: int = 1) -> Solution:
     """Each column's best codes given all others', sweep by sweep: the undamped output error only falls."""
     gram = gram.astype(np.float32)
-    g, top = start.grid.group_size, np.float32(start.grid.top)
+    g, grid = start.grid.group_size, start.grid
     diagonal = np.diag(gram).copy()
     live = diagonal > 0
-    codes = np.ascontiguousarray(start.codes.T.astype(np.float32))
+    levels = np.ascontiguousarray(grid.levels(start.codes).T)
     scale = np.repeat(np.ascontiguousarray(start.scale.astype(np.float32).T), g, axis=0)
     rest = np.ascontiguousarray((np.asarray(weight, np.float32) - start.dequantized()).T)
     for _ in range(sweeps):
         pull = gram @ rest  # [in, out]
-        for begin in range(0, len(codes), BLOCK):
-            end = min(begin + BLOCK, len(codes))
+        for begin in range(0, len(levels), BLOCK):
+            end = min(begin + BLOCK, len(levels))
             before = rest[begin:end].copy()
             for j in range(begin, end):
                 if not live[j]:
                     continue
-                new = np.clip(np.rint(codes[j] + pull[j] / (diagonal[j] * scale[j])), 0, top)
-                step = (codes[j] - new) * scale[j]
-                codes[j] = new
+                new = grid.round(levels[j] + pull[j] / (diagonal[j] * scale[j]))
+                step = (levels[j] - new) * scale[j]
+                levels[j] = new
                 rest[j] += step
                 pull[begin:end] += gram[begin:end, j, None] * step
             moved = rest[begin:end] - before
-            if end < len(codes):
+            if end < len(levels):
                 pull[end:] += gram[end:, begin:end] @ moved
-    return Solution(codes.T.astype(np.uint8), start.scale, start.zero_point, start.grid)
+    return replace(start, codes=np.ascontiguousarray(grid.codes(levels).T))
 
 
 def rescaled(weight: np.ndarray, start: Solution, gram: np.ndarray) -> Solution:
-    """The scales of each row that fit best given its codes, all groups jointly; rows that gain nothing keep theirs."""
+    """The scales of each row (and the minima, where the grid keeps them) that fit best given its codes, all groups jointly; rows
+    that gain nothing keep theirs."""
     gram = gram.astype(np.float32)
-    out, groups, g = len(start.codes), start.scale.shape[1], start.grid.group_size
-    steps = start.codes.astype(np.float32) - np.repeat(start.zero_point.astype(np.float32), g, axis=1)
-    normal = np.empty((out, groups, groups), np.float32)
-    for k in range(groups):
-        reach = steps[:, k * g : (k + 1) * g] @ gram[k * g : (k + 1) * g]
-        normal[:, k] = (reach * steps).reshape(out, groups, g).sum(axis=2)
-    wanted = ((np.asarray(weight, np.float32) @ gram) * steps).reshape(out, groups, g).sum(axis=2)
+    out, groups, g, grid = len(start.codes), start.scale.shape[1], start.grid.group_size, start.grid
+    levels, zero = grid.levels(start.codes), start.zero_point.astype(np.float32)
+    bases = [levels] if grid.offset else [levels - np.repeat(zero, g, axis=1)]
+    bases += [np.full((1, levels.shape[1]), -1, np.float32)] if grid.offset else []
+    normal, wanted = _normal(bases, np.asarray(weight, np.float32) @ gram, gram, out, groups)
     old = start.scale.astype(np.float32)
-    ridge = 1e-3 * np.einsum("okk->ok", normal).mean(axis=1)[:, None] + 1e-30
+    at = np.concatenate([old, zero * old], axis=1) if grid.offset else old
+    ridge = 1e-3 * np.einsum("okk->ok", normal).reshape(out, len(bases), groups).mean(axis=2).repeat(groups, axis=1) + 1e-30
     normal64 = normal.astype(np.float64)
-    damped = normal64 + ridge[:, :, None] * np.eye(groups)
-    step = np.linalg.solve(damped, (wanted - np.einsum("okl,ol->ok", normal, old))[..., None])[..., 0]
-    new = _half(np.clip(old + step, 0.5 * old, 2 * old).astype(np.float32))
+    damped = normal64 + ridge[:, :, None] * np.eye(normal.shape[1])
+    step = np.linalg.solve(damped, (wanted - np.einsum("okl,ol->ok", normal, at))[..., None])[..., 0]
+    ends = 0.5 * old, 2 * old
+    scale = np.clip(old + step[:, :groups], np.minimum(*ends), np.maximum(*ends)).astype(np.float32)
+    new_zero = ((at + step)[:, groups:] / scale).astype(np.float32) if grid.offset else zero
+    new, new_zero = grid.held(scale, new_zero)
 
-    def cost(s: np.ndarray) -> np.ndarray:
-        return np.einsum("ok,okl,ol->o", s, normal64, s, optimize=True) - 2 * (s * wanted).sum(axis=1)
+    def cost(s: np.ndarray, z: np.ndarray) -> np.ndarray:
+        x = np.concatenate([s, z * s], axis=1) if grid.offset else s
+        return np.einsum("ok,okl,ol->o", x, normal64, x, optimize=True) - 2 * (x * wanted).sum(axis=1)
 
-    scale = np.where((cost(new) < cost(old))[:, None], new, old)
-    return Solution(start.codes, scale.astype(np.float16), start.zero_point, start.grid)
+    better = (cost(new, new_zero) < cost(old, zero))[:, None]
+    return replace(start, scale=np.where(better, new, old).astype(start.scale.dtype),
+                   zero_point=np.where(better, new_zero, zero).astype(start.zero_point.dtype))  # fmt: skip
+
+
+def _normal(
+    bases: list[np.ndarray], pulled: np.ndarray, gram: np.ndarray, out: int, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of least squares over bases [out or 1, in], each cut into groups: (matrices [out, n, n], right sides [out, n])."""
+    g, n = len(gram) // groups, groups * len(bases)
+    normal, wanted = np.empty((out, n, n), np.float32), np.empty((out, n), np.float32)
+    for a, base in enumerate(bases):
+        wanted[:, a * groups : (a + 1) * groups] = (pulled * base).reshape(out, groups, g).sum(axis=2)
+        for k in range(groups):
+            reach = base[:, k * g : (k + 1) * g] @ gram[k * g : (k + 1) * g]
+            for b, other in enumerate(bases):
+                normal[:, a * groups + k, b * groups : (b + 1) * groups] = (reach * other).reshape(-1, groups, g).sum(axis=2)
+    return normal, wanted
 
 
 def error(weight: np.ndarray, solution: Solution, gram: np.ndarray) -> float:

@@ -1,0 +1,65 @@
+"""`fewbit llm export`: a checkpoint in the layout that other programs load, quantized on the way if it is still float.
+
+Adding a place is one module and one line in PLACES. The module has `check(source, kind, given)`, which refuses before any
+work, `export(folder, out, kind, given)`, `options(source, kind, given)`, how a float checkpoint is quantized for it, and
+`plain_kind(kind, given)`, true of what needs no walk over the blocks.
+"""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fewbit.errors import FewbitError
+from fewbit.llm.options import Options
+
+PLACES = {
+    "gguf": "fewbit.llm.gguf",
+    "compressed-tensors": "fewbit.llm.compressed_tensors",
+    "gptq": "fewbit.llm.gptq_layout",
+    "awq": "fewbit.llm.awq_layout",
+}
+
+
+def export(
+    source: Path,
+    out: Path,
+    to: str,
+    kind: str = "",
+    given: Options | None = None,
+    calibration: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    importance: Path | None = None,
+    consumer: str = "",
+) -> dict[str, Any]:
+    """Write OUT. The record of what was written.
+
+    source: what `fewbit llm quantize` wrote, or a float checkpoint, first quantized to `kind` in a folder beside OUT (the
+    same command goes on there after a kill). consumer: one of llm/consumers, which must run what is written.
+    """
+    from fewbit.llm import artifact, consumers, quantize
+
+    place, given = find(to), given or Options()
+    if out.exists():
+        raise FewbitError(f"{out}: exists; remove it or choose another name")
+    if not out.parent.is_dir():
+        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    place.check(source, kind, given)
+    if consumer:
+        consumers.check(consumer, source, to, kind, given)
+    if artifact.is_artifact(source) or place.plain_kind(kind, given):
+        return place.export(source, out, kind, given)
+    solved = out.with_name(f".{out.name}.solved")
+    made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)
+    record = place.export(solved, out, "", given)
+    shutil.rmtree(solved)
+    return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
+
+
+def find(to: str) -> ModuleType:
+    if to not in PLACES:
+        raise FewbitError(f"--to {to} is unknown; choose one of {', '.join(PLACES)}")
+    return importlib.import_module(PLACES[to])

@@ -1,0 +1,158 @@
+"""What the layouts of other programs share: an artifact or a checkpoint read shard by shard, written shard by shard."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewbit import checkpoint
+from fewbit.errors import FewbitError
+from fewbit.llm import artifact, packed, source
+from fewbit.llm.options import WEIGHTS, Options
+from fewbit.llm.packed import Layer, PackedWeight, Recipe
+from fewbit.llm.source import Source
+from fewbit.llm.tensors import Tensors
+
+# Matrices that are looked up in or that choose experts: no Linear of a block.
+OTHER = re.compile(r"(embed|lm_head|\bwte\b|\bwpe\b|router|\.gate\.weight$)")
+
+Layout = Callable[[str, PackedWeight, Layer], dict[str, torch.Tensor]]
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """How fewbit quantized it; None of a float checkpoint."""
+    config = checkpoint.read_json(folder / "config.json", "a language model's folder holds one")
+    entry = config.get("quantization_config")
+    return packed.from_config(entry, str(folder)) if entry else None
+
+
+def check(folder: Path, kind: str, kinds: tuple[str, ...]) -> Recipe | None:
+    """recipe_of, once the kind is one of kinds, and of an artifact its own."""
+    recipe = recipe_of(folder)
+    if recipe is None and kind not in kinds:
+        raise FewbitError(f"--type {kind}: of a float checkpoint choose {', '.join(kinds)}")
+    if recipe is not None:
+        own = recipe.default.weights
+        if own not in WEIGHTS or own not in kinds:
+            raise FewbitError(
+                f"{folder}: {own} has no place there, only {', '.join(k for k in kinds if k in WEIGHTS)}; quantize to one"
+            )
+        if kind not in ("", own):
+            raise FewbitError(f"--type {kind}: {folder} was quantized to {own}; give the float checkpoint to quantize it anew")
+    return recipe
+
+
+def options(kind: str, given: Options) -> Options:
+    """How a float checkpoint is quantized first."""
+    return replace(given, weights=kind, embedding="", head="")
+
+
+def source_of(folder: Path) -> Source:
+    return source.open_source(folder)
+
+
+def matrices(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights of a float checkpoint's Linears, by their names and dimensions alone."""
+    return {n: s for n, s in _two_dimensional(folder).items() if not OTHER.search(n)}
+
+
+def left_out(folder: Path) -> list[str]:
+    """Matrices that stay as they are."""
+    return [n for n in _two_dimensional(folder) if OTHER.search(n)]
+
+
+def _two_dimensional(folder: Path) -> dict[str, tuple[int, ...]]:
+    tensors = Tensors(folder)
+    shapes = {n: tensors.shape(n) for n in tensors}
+    return {n: s for n, s in shapes.items() if len(s) == 2 and n.endswith(".weight")}
+
+
+def write(folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe], dict[str, Any]]) -> dict[str, Any]:
+    """An artifact's layers by `layout`; what else is packed (an embedding) becomes float16."""
+    recipe = recipe_of(folder)
+    assert recipe is not None
+    tensors, config = Tensors(folder), checkpoint.read_json(folder / "config.json", "")
+    owners = {key.removesuffix(".codes") for key in tensors if key.endswith(".codes")}
+    parts = {f"{name}.{leaf}" for name in owners for leaf in ("codes", "scale", "zero_point")}
+
+    def made(key: str) -> dict[str, torch.Tensor]:
+        name = key.removesuffix(".codes")
+        if key.endswith(".codes") and name in owners:
+            weight = packed.read(name, tensors, recipe.of(name), str(folder))
+            if ".layers." in name:
+                return layout(name, weight, recipe.of(name))
+            return {f"{name}.weight": torch.from_numpy(packed.dequantize(weight)).to(torch.float16)}
+        return {} if key in parts else {key: plain[key]}
+
+    with _written(folder, out, config | {"quantization_config": config_of(recipe)}) as save:
+        for path in checkpoint.shards(folder):
+            keys = checkpoint.entries(path)[0]
+            plain = _load(path, [k for k in keys if k not in parts])
+            save(path.name, {n: t for key in keys for n, t in made(key).items()})
+    return _record(out, recipe.default.weights)
+
+
+def write_rounded(
+    found: Source,
+    out: Path,
+    matrices: set[str],
+    made: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
+    config: dict[str, Any],
+    kind: str,
+) -> dict[str, Any]:
+    """A float checkpoint, its Linears by `made`, a shard in memory at a time."""
+    with _written(found.folder, out, found.config | {"quantization_config": config}) as save:
+        for path in sorted(set(found.shards.values())):
+            tensors = _load(path, [n for n, p in found.shards.items() if p == path])
+            save(
+                path.name,
+                {n: t for key, w in tensors.items() for n, t in (made(key, w) if key in matrices else {key: w}).items()},
+            )
+    return _record(out, kind)
+
+
+def _load(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    checkpoint.entries(path)
+    with safe_open(path, framework="pt") as f:
+        return {n: f.get_tensor(n) for n in names}
+
+
+class _written:
+    """A folder that appears whole: save(file name, tensors) inside; the index, config.json and all other files at the end."""
+
+    def __init__(self, source: Path, out: Path, config: dict[str, Any]):
+        self.source, self.out, self.config = source, out, config
+        self.part = out.with_name(f".{out.name}.part")
+        self.where: dict[str, str] = {}
+
+    def __enter__(self) -> Callable[[str, dict[str, torch.Tensor]], None]:
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir()
+
+        def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+            artifact.save(self.part / name, tensors)
+            self.where |= dict.fromkeys(tensors, name)
+
+        return save
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            size = sum(p.stat().st_size for p in self.part.glob("*.safetensors"))
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.where.items()))}
+            if set(self.where.values()) != {"model.safetensors"}:
+                (self.part / artifact.INDEX).write_text(json.dumps(index, indent=1) + "\n")
+            artifact.copy_others(self.source, self.part)
+            (self.part / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+            self.part.rename(self.out)
+        shutil.rmtree(self.part, ignore_errors=True)
+
+
+def _record(out: Path, kind: str) -> dict[str, Any]:
+    return {"folder": str(out), "type": kind, "bytes": artifact.size(out)}

@@ -1,0 +1,266 @@
+"""GGUF files in llama.cpp itself: the logits of transformers, its tokens, and less lost than by its own quantizer."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+gguf = pytest.importorskip("gguf")
+pytest.importorskip("xllamacpp")
+
+import llama_cpp  # noqa: E402
+import tiny_llm  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from fewbit.cli.main import app  # noqa: E402
+from fewbit.errors import FewbitError  # noqa: E402
+from fewbit.llm import artifact, calibration, export, imatrix, methods, perplexity, quantize  # noqa: E402
+from fewbit.llm.options import Options  # noqa: E402
+from fewbit.numerics import ggml  # noqa: E402
+from fewbit.solvers import grouped  # noqa: E402
+from fewbit.solvers.grids import GgmlGrid  # noqa: E402
+
+SMALL = Options(samples=8, length=32)
+IDS = np.random.default_rng(0).integers(0, 256, 100)
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+WIDE = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": 128}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gguf")
+    tiny_llm.save(folder / "llama")
+    tiny_llm.text(folder / "text.txt", 8000)
+    return folder
+
+
+def ours(folder: Path, ids: np.ndarray = IDS) -> np.ndarray:
+    """Logits by transformers, of a checkpoint or of an artifact's numbers."""
+    with torch.no_grad():
+        return perplexity.load(folder)(input_ids=torch.tensor(ids[None])).logits[0].numpy()
+
+
+def theirs(path: Path, ids: np.ndarray = IDS) -> np.ndarray:
+    model = llama_cpp.Model(path, 128)
+    found = model.logits(ids)
+    model.close()
+    return found
+
+
+def off(a: np.ndarray, b: np.ndarray) -> float:
+    """RMS, relative to the spread of the logits."""
+    return float((a - b).std() / a.std())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_float_file_is_the_model(tmp_path, family):
+    folder = tiny_llm.save(tmp_path / family, family, shards=True, **({"sliding_window": None} if family == "mistral" else {}))
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f32")
+    assert off(ours(folder), theirs(tmp_path / "a.gguf")) < 3e-3  # llama.cpp keeps keys and values in float16
+
+
+def test_llama_3_slows_its_rotations(tmp_path):
+    folder = tiny_llm.save(tmp_path / "m", rope_parameters=LLAMA3)
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f32")
+    assert off(ours(folder), theirs(tmp_path / "a.gguf")) < 3e-3
+    plain = tiny_llm.save(tmp_path / "plain")
+    assert off(ours(folder), ours(plain)) > 0.05
+
+
+@pytest.mark.parametrize("kind", ggml.TYPES)
+def test_llama_cpp_gives_the_logits_of_our_numbers(tmp_path, kind):
+    """And gguf's own reader sees them. llama.cpp rounds activations to 8 bits beside."""
+    folder = tiny_llm.save(tmp_path / "m", **(WIDE if kind.endswith("k") else {}))
+    solved = export.find("gguf").options(folder, kind, Options(method="rtn"))
+    quantize.quantize(folder, tmp_path / "folder", solved)
+    export.export(tmp_path / "folder", tmp_path / "a.gguf", "gguf")
+    wanted = artifact.state_dict(tmp_path / "folder")["model.layers.0.mlp.down_proj.weight"].numpy()
+    found = next(t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors if t.name == "blk.0.ffn_down.weight")
+    assert np.array_equal(gguf.quants.dequantize(found.data, found.tensor_type), wanted)
+    assert off(ours(tmp_path / "folder"), theirs(tmp_path / "a.gguf")) < 0.04
+
+
+def test_a_float_checkpoint_is_solved_on_the_way(home, tmp_path):
+    """From the command line; the file is that of the two steps, and nothing else is left behind."""
+    arguments = ["llm", "export", home / "llama", "--to", "gguf", "--type", "q4_0", "-o", tmp_path / "a.gguf", "--samples", 32]
+    arguments += ["--length", 64, "--calibration", home / "text.txt", "--json"]
+    found = json.loads(CliRunner().invoke(app, list(map(str, arguments))).stdout)
+    assert found["type"] == "q4_0" and found["bytes"] == (tmp_path / "a.gguf").stat().st_size
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+    for method in ("auto", "rtn"):
+        options = Options("q4_0", method=method, samples=32, length=64, embedding="q8_0")
+        quantize.quantize(home / "llama", tmp_path / method, options, home / "text.txt")
+    export.export(tmp_path / "auto", tmp_path / "b.gguf", "gguf")
+    a, b = (gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors for n in "ab")
+    assert len(a) == 29 and all(np.array_equal(x.data, y.data) for x, y in zip(a, b, strict=True))
+    ids = calibration.tokens(home / "llama", home / "text.txt")[-100:].numpy()
+    wanted = ours(home / "llama", ids)
+    assert off(wanted, theirs(tmp_path / "a.gguf", ids)) < 0.7 * off(wanted, ours(tmp_path / "rtn", ids))
+
+
+@pytest.mark.parametrize(("weights", "symmetric", "kind"), [
+    ("int4", True, "q4_0"), ("int3", True, "q4_0"), ("int4", False, "q4_1"), ("int2", False, "q4_1"), ("int8", True, "q8_0"),
+])  # fmt: skip
+def test_our_own_format_becomes_the_type_that_holds_its_numbers(home, tmp_path, weights, symmetric, kind):
+    quantize.quantize(home / "llama", tmp_path / "folder", Options(weights, 64, symmetric, "rtn"))
+    assert export.export(tmp_path / "folder", tmp_path / "a.gguf", "gguf")["type"] == kind
+    wanted = artifact.state_dict(tmp_path / "folder")
+    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
+        if tensor.name == "blk.1.attn_v.weight":
+            found, w = (
+                gguf.quants.dequantize(tensor.data, tensor.tensor_type),
+                wanted["model.layers.1.self_attn.v_proj.weight"].numpy(),
+            )
+            if symmetric:
+                assert np.array_equal(found, w)
+            assert np.allclose(found, w, atol=2e-3 * np.abs(w).max())  # a minimum is rounded to float16
+
+
+@pytest.mark.parametrize("kind", ggml.TYPES)
+def test_our_solver_loses_less_than_llama_cpps_under_the_same_inputs(kind):
+    """Matrix by matrix: its own quantizer, given the same second moments as importance."""
+    kind = ggml.TYPES[kind]
+    random = np.random.default_rng(0)
+    mix = random.standard_normal((512, 512)) / 512**0.5 + np.eye(512)
+    x = random.standard_normal((1500, 512)) @ mix * np.exp(0.5 * random.standard_normal(512))
+    gram, weight = x.T @ x / len(x), (0.05 * random.standard_t(6, (64, 512))).astype(np.float32)
+    importance = np.diag(gram)
+
+    def lost(dequantized: np.ndarray) -> float:
+        d = dequantized - weight.astype(np.float64)
+        return float(((d @ gram) * d).sum())
+
+    for given in (None, importance):
+        data = llama_cpp.quantize(weight, kind.number, kind.row_bytes(512), given)
+        own = lost(ggml.unpack(data, 512, kind).dequantized())
+    moments = methods.Moments(gram, {})
+    solution = methods.solve({"a": weight}, {"a": GgmlGrid(kind)}, moments, methods.METHODS["auto"])["a"]
+    packed = ggml.pack(GgmlGrid(kind).parts(solution))
+    found = ggml.unpack(packed, 512, kind).dequantized()
+    assert np.allclose(found, solution.dequantized(), atol=1e-6)
+    assert lost(found) < 0.75 * own
+    assert lost(found) < 0.75 * lost(grouped.clipped(weight, importance, GgmlGrid(kind)).dequantized())
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("kind", ggml.TYPES)
+def test_weights_of_any_size_are_packed_as_they_were_solved(kind, scale):
+    grid = GgmlGrid(ggml.TYPES[kind])
+    weight = (scale * np.random.default_rng(0).standard_normal((8, 512))).astype(np.float32)
+    weight[2], weight[3, :64] = 0, 0
+    for solution in (grouped.nearest(weight, grid), grouped.clipped(weight, np.ones(512), grid)):
+        found = ggml.unpack(ggml.pack(grid.parts(solution)), 512, grid.type).dequantized()
+        assert np.allclose(found, solution.dequantized(), rtol=1e-5, atol=1e-6 * scale)
+        assert np.abs(found - weight).max() < max(0.4 * scale, 1e-3)
+
+
+def test_its_tokenizer_gives_the_same_tokens(tmp_path):
+    """Each way of splitting that has a name: llama.cpp's tokens of a text are the tokenizers package's."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import models as kinds
+
+    from fewbit.llm import gguf_vocab
+
+    folder = tiny_llm.save(tmp_path / "m", vocab_size=400)
+    text = "It's 12345 o'clock,  isn't it?\n\n\n  Weights of 4 bits\tcost  less: naïve café 日本語 x = y+1;\r\n" * 3
+    level = pre_tokenizers.ByteLevel
+    ways = {
+        "gpt-2": level(add_prefix_space=False),
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level(add_prefix_space=False)]),
+    }
+    for name, pattern in (("llama-bpe", gguf_vocab.WORDS % "{1,3}"), ("qwen2", gguf_vocab.WORDS % "")):
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        ways[name] = pre_tokenizers.Sequence([split, level(add_prefix_space=False, use_regex=False)])
+    for name, way in ways.items():
+        tokenizer = Tokenizer(kinds.BPE())
+        tokenizer.pre_tokenizer, tokenizer.decoder = way, decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=380, special_tokens=["<|end|>"], initial_alphabet=level.alphabet(), show_progress=False
+        )
+        tokenizer.train_from_iterator([text], trainer)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+        out = tmp_path / f"{name}.gguf"
+        export.export(folder, out, "gguf", "f16")
+        fields = gguf.GGUFReader(out).fields
+        assert fields["tokenizer.ggml.pre"].contents() == name
+        assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.token_to_id("<|end|>")
+        model = llama_cpp.Model(out)
+        assert model.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        model.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("family", "GGUF files are written of llama"),
+        ("type", "choose f32, f16, q4_0"),
+        ("columns", "does not divide the 64 of model.layers.0"),
+        ("calibration", "--calibration"),
+        ("group", "no type of llama.cpp holds int4 in groups of 16"),
+        ("other", "give --type q4_1, or the float checkpoint"),
+        ("rope", "rotary embeddings are 'yarn'"),
+        ("tokenizer", "none whose name in llama.cpp is known"),
+        ("exists", "exists"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_one_line(home, tmp_path, what, said):
+    folder, kind, text = home / "llama", "q4_0", home / "text.txt"
+    if what == "family":
+        folder = tiny_llm.save(tmp_path / "m", "gemma2")
+    elif what == "rope":
+        folder = tiny_llm.save(tmp_path / "m", rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4})
+    elif what == "tokenizer":
+        folder = tiny_llm.save(tmp_path / "m")
+        held = json.loads((folder / "tokenizer.json").read_text())
+        held["pre_tokenizer"] = {"type": "Whitespace"}
+        (folder / "tokenizer.json").write_text(json.dumps(held))
+    elif what in ("group", "other"):
+        folder, kind = tmp_path / "folder", "" if what == "group" else "q4_0"
+        quantize.quantize(home / "llama", folder, Options("int4", 16 if what == "group" else 32, method="rtn"))
+    elif what == "exists":
+        (tmp_path / "a.gguf").write_text("")
+    kind = {"type": "q4_2", "columns": "q4_k"}.get(what, kind)
+    with pytest.raises(FewbitError) as caught:
+        export.export(folder, tmp_path / "a.gguf", "gguf", kind, SMALL, None if what == "calibration" else text)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert what == "exists" or not [p for p in tmp_path.iterdir() if "a.gguf" in p.name]
+
+
+def test_an_importance_matrix_is_measured_written_and_read(home, tmp_path):
+    """The mean squares of transformers' own hidden states; gguf's reader and ours see the same; the older form too."""
+    out = tmp_path / "a.imatrix"
+    arguments = ["llm", "imatrix", home / "llama", "-o", out, "--calibration", home / "text.txt", "--samples", 4, "--length", 32]
+    found = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
+    assert found["tokens"] == 128 and found["weights"] == 21
+    ids = calibration.samples(calibration.tokens(home / "llama", home / "text.txt"), 4, 32, "")
+    model, seen = perplexity.load(home / "llama"), []
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    with torch.no_grad():
+        model(input_ids=ids)
+    wanted = (seen[0] ** 2).mean((0, 1)).numpy()
+    squares = imatrix.read(out).squares
+    assert np.allclose(squares["blk.1.ffn_down.weight"], wanted, rtol=1e-3)
+    tensors = {t.name: t.data for t in gguf.GGUFReader(out).tensors}
+    assert np.allclose(tensors["blk.1.ffn_down.weight.in_sum2"] / tensors["blk.1.ffn_down.weight.counts"], wanted, rtol=1e-3)
+    plain = struct.pack("<i", len(squares))
+    for name, mean in squares.items():
+        plain += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 2, len(mean)) + (2 * mean).tobytes()
+    (tmp_path / "b.dat").write_bytes(plain)
+    again = imatrix.read(tmp_path / "b.dat").squares
+    assert again.keys() == squares.keys() and all(np.array_equal(again[n], squares[n]) for n in squares)
+    (tmp_path / "b.dat").write_bytes(plain[:-3])
+    with pytest.raises(FewbitError, match="truncated"):
+        imatrix.read(tmp_path / "b.dat")
+    lost = {}
+    for name, importance in (("plain", None), ("weighted", out)):
+        options = Options("q4_1", method="rtn")
+        quantize.quantize(home / "llama", tmp_path / name, options, importance=importance)
+        weight = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
+        found = artifact.state_dict(tmp_path / name)["model.layers.1.mlp.down_proj.weight"].numpy()
+        lost[name] = float(((found - weight) ** 2 @ wanted).sum())
+    assert lost["weighted"] < 0.9 * lost["plain"]
