@@ -58,11 +58,11 @@ def quantize_block(
     if method.scaling:
         _scale(block, groups, grids, streams, call, method, dtype, head_dim)
     weights = {n: m.weight.detach().numpy().copy() for n, m in blocks.linears(block).items()}
-    writers = _writers(block, groups, probe, call) if method.propagate else []
+    writers = _writers(block, groups, probe, call) if method.propagate or method.by_token else []
     exact = _float_pass(block, streams.exact, call, groups, writers) if method.propagate else _Float()
     found: dict[str, Solution] = {}
     counts = _counts(streams)
-    written: dict[int, list[torch.Tensor]] = {g: [] for g in writers}
+    written: dict[int, list[torch.Tensor]] = {g: [] for g in writers if method.propagate}
 
     def at(g: int, inputs: list[torch.Tensor]) -> None:
         names = [n for n in groups[g] if grids[n] is not None]
