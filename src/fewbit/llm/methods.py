@@ -39,7 +39,7 @@ RULES = {
     "smooth": ((0.5, 0.5),),
     "columns": ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.25)),
 }
-MENDED = 4  # bits below which more is lost than later layers can make up for: they are the worse for trying (docs/llm.md)
+MENDED = 4  # bits below which more is lost than later layers can make up for, and no token's share in it helps (docs/llm.md)
 REACH = 0.5  # what making up for earlier layers may change a row's outputs by
 ROWS = 8  # every so manyth row is enough to choose a rule
 METHODS = {
@@ -56,7 +56,8 @@ def find(name: str, bits: float = 8) -> Method:
     """bits: of a weight, on average."""
     if name not in METHODS:
         raise FewbitError(f"method {name} is unknown; choose one of {', '.join(METHODS)}")
-    return replace(METHODS[name], propagate=METHODS[name].propagate and bits >= MENDED)
+    mends = bits >= MENDED
+    return replace(METHODS[name], propagate=METHODS[name].propagate and mends, by_token=METHODS[name].by_token and mends)
 
 
 @dataclass(frozen=True)
