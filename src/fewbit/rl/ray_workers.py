@@ -51,7 +51,8 @@ class RayWorkers:
     def __init__(self, specs: list[Spec], steps: int, update: Update, patience: float):
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
-        self.remote: Any = ray.remote(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")(Remote)
+        remote: Any = ray.remote
+        self.remote = remote(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")(Remote)
         self.specs, self.steps, self.patience, self.latest = list(specs), steps, patience, update
         self.workers = [self.remote.remote(s, steps, update) for s in specs]
         self.warm = [False] * len(specs)
