@@ -145,6 +145,24 @@ def test_continuous_actions_reach_the_environment_clipped():
         assert env.step(np.clip(action, -2, 2))[1] == pytest.approx(reward, abs=1e-4)
 
 
+def test_a_policy_of_stable_baselines3_acts_as_it_does_itself():
+    torch, sb3 = pytest.importorskip("torch"), pytest.importorskip("stable_baselines3")
+    policy = sb3.SAC("MlpPolicy", "Pendulum-v1", seed=0, policy_kwargs={"net_arch": [32, 32]}).policy
+    live = fewbit.rl.Live(policy, np.random.default_rng(0).uniform(-1, 1, (500, 3)).astype(np.float32) * [1, 1, 8])
+    with fewbit.rl.rollout(live.actor(), "Pendulum-v1", envs=4) as rollout:
+        for _ in range(2):
+            t = rollout.collect(800).transitions()
+            with torch.no_grad():
+                mean, log_std, _ = policy.actor.get_action_dist_params(torch.tensor(t["observations"]))
+                log_prob = policy.actor.action_dist.proba_distribution(mean, log_std).log_prob(torch.tensor(t["actions"]))
+            inside = np.abs(t["actions"][:, 0]) < 0.99
+            np.testing.assert_allclose(t["log_prob"][inside], log_prob.numpy()[inside], atol=0.05)
+            with torch.no_grad():
+                policy.actor.mu.bias.add_(0.5)
+                policy.actor.log_std.bias.sub_(0.5)
+            rollout.update(live.actor(t["observations"]))
+
+
 def counted(tmp_path, doom="", at=0, **more):
     return {"log": str(tmp_path / "log"), "doom": doom, "at": at} | more
 
@@ -293,6 +311,7 @@ def test_envpool():
         (lambda a: collect(a, "CartPole-v7", steps=10), "cannot be made"),
         (lambda a: collect(a, "CartPole-v1"), "either a number of steps"),
         (lambda a: fewbit.rl.rollout("nowhere.onnx", "CartPole-v1"), "no such file"),
+        (lambda a: fewbit.rl.rollout(np.tanh, "CartPole-v1"), "is no actor"),
     ],
 )
 def test_bad_input(call, words):

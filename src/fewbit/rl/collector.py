@@ -37,14 +37,14 @@ class Order:
 
 
 class Vector(Protocol):
-    """Several environments: `step` writes a row and leaves in `current` [envs, ...] what is to be acted on next."""
+    """Several environments. `current` [envs, ...] is what they begin with; `step` writes what is to be acted on next into
+    `following`, and gives (environment, last observation) of every episode that ended."""
 
     current: np.ndarray
-    action_space: Any
 
     def reset(self) -> None: ...
 
-    def step(self, actions: np.ndarray, row: "Row", active: list[int]) -> None: ...
+    def step(self, actions: np.ndarray, row: "Row", following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]: ...
 
     def close(self) -> None: ...
 
@@ -53,7 +53,6 @@ class Vector(Protocol):
 class Row:
     """One step's places in the columns, [envs, ...] each."""
 
-    next_observations: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -91,30 +90,32 @@ class Collector:
         if order.fresh or not self.begun:
             self._begin()
         rows = [Row(*r) for r in zip(*(columns[k][: order.steps] for k in Row.__dataclass_fields__), strict=True)]
-        observed = list(columns["observations"][: order.steps])
-        act, step, current = self.explorer.act, self.vector.step, self.vector.current
-        active = list(range(self.spec.envs))
+        observed = [*columns["observations"][: order.steps], self.vector.current]  # a step's goal is the next one's start
+        observed[0][...] = self.vector.current
+        act, step, active = self.explorer.act, self.vector.step, list(range(self.spec.envs))
         for first in range(0, order.steps, BLOCK):
             last = min(first + BLOCK, order.steps)
             for name in ("terminated", "truncated"):
                 columns[name][first:last] = False
             columns["valid"][first:last] = True
             self.explorer.begin()
+            ends: list[tuple[int, int, Any]] = []
             for t in range(first, last):
                 if left is not None:
                     active = np.flatnonzero(left).tolist()
                     if not active:
                         last = t
                         break
-                observed[t][...] = current
-                step(act(t - first, current), rows[t], active)
+                    observed[t + 1][...] = observed[t]  # of those that rest
+                for k, end in step(act(t - first, observed[t]), rows[t], observed[t + 1], active):
+                    ends.append((t, k, end))
                 if left is not None:
                     _only(active, rows[t], left)
                 counters[0] = t + 1
-            self._commit(columns, slice(first, last))
+            self._commit(columns, slice(first, last), observed[last], ends)
             counters[1] = last
             if left is not None and not left.any():
-                return True
+                return True  # the next order begins anew
         return left is None
 
     def _begin(self) -> None:
@@ -122,13 +123,17 @@ class Collector:
         self.episode += self.begun  # those that were going on have ended
         self.age[:], self.starts[:], self.begun = 0, False, True
 
-    def _commit(self, columns: Columns, rows: slice) -> None:
-        """What is found for a block at once: actions, log-probabilities, which episode and which step of it."""
+    def _commit(self, columns: Columns, rows: slice, following: np.ndarray, ends: list[tuple[int, int, Any]]) -> None:
+        """What is found for a block at once: actions, log-probabilities, what steps led to, and whose steps they are."""
         count = rows.stop - rows.start
-        columns["actions"][rows] = self.explorer.actions[:count]
-        columns["log_prob"][rows] = self.explorer.log_prob(count)
         if not count:
             return
+        columns["actions"][rows] = self.explorer.actions[:count]
+        columns["log_prob"][rows] = self.explorer.log_prob(count)
+        after = columns["next_observations"][rows]
+        after[:-1], after[-1] = columns["observations"][rows][1:], following
+        for t, k, end in ends:
+            after[t - rows.start, k] = end
         valid = columns["valid"][rows]
         over = columns["terminated"][rows] | columns["truncated"][rows]
         ended = np.concatenate([self.starts[None], (over | ~valid)[:-1]])  # before this row an episode was over, or a reset
@@ -178,16 +183,17 @@ class Gymnasium:
             self.current[k] = env.reset(seed=self.seeds[k])[0]
             self.seeds[k] = None
 
-    def step(self, actions: np.ndarray, row: Row, active: list[int]) -> None:
+    def step(self, actions: np.ndarray, row: Row, following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]:
         given = actions.tolist() if self.discrete else list(actions.copy())  # an environment may keep what it was given
-        following, rewards, current = row.next_observations, row.rewards, self.current
+        rewards, envs, ends = row.rewards, self.envs, []
         for k in active:
-            observation, rewards[k], terminated, truncated, _ = self.envs[k].step(given[k])
-            following[k] = observation
+            observation, rewards[k], terminated, truncated, _ = envs[k].step(given[k])
             if terminated or truncated:
                 row.terminated[k], row.truncated[k] = terminated, truncated
-                observation = self.envs[k].reset()[0]
-            current[k] = observation
+                ends.append((k, np.array(observation)))  # an environment may write its next one there
+                observation = envs[k].reset()[0]
+            following[k] = observation
+        return ends
 
     def close(self) -> None:
         for env in self.envs:
@@ -221,14 +227,13 @@ class EnvPool:
         self.current[...] = self.pool.reset()[0]
         self.over[:] = False
 
-    def step(self, actions: np.ndarray, row: Row, active: list[int]) -> None:
+    def step(self, actions: np.ndarray, row: Row, following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]:
         given = np.ascontiguousarray(actions, self.action_space.dtype)
-        observations, row.rewards[...], terminated, truncated, _ = self.pool.step(given)
-        row.next_observations[...] = observations
-        self.current[...] = observations
+        following[...], row.rewards[...], terminated, truncated, _ = self.pool.step(given)
         row.valid[...] = ~self.over
         row.terminated[...], row.truncated[...] = terminated & row.valid, truncated & row.valid
         self.over = row.terminated | row.truncated
+        return []
 
     def close(self) -> None:
         self.pool.close()

@@ -143,8 +143,10 @@ class _Continuous(Explorer):
         self.unit = bool((self.low == -1).all() and (self.high == 1).all())
         self.std = e.std
         self.bounded = np.zeros_like(like[0])
+        self._bounded = self.bounded.reshape(self.rows, *e.shape)
         self.noise = self._noise()
         self._means, self._before, self._actions, self._noises = map(list, (like, self.before, self.actions, self.noise))
+        self._whole = list(self.actions.reshape(len(like), self.rows, *e.shape))
 
     def follow(self, exploration: Exploration, engine: Any) -> None:
         super().follow(exploration, engine)
@@ -160,19 +162,18 @@ class _Continuous(Explorer):
 
     def _to_env(self, t: int) -> np.ndarray:
         """Stretched from [-1, 1] to the bounds, or clipped to them."""
-        out = self.bounded
+        out, actions = self.bounded, self._actions[t]
         if not self.squash:
-            np.maximum(self._actions[t], self.low, out=out)
+            np.maximum(actions, self.low, out=out)
             np.minimum(out, self.high, out=out)
         else:
-            np.tanh(self._before[t], out=self._actions[t])
+            np.tanh(self._before[t], out=actions)
             if self.unit:
-                out = self._actions[t]
-            else:
-                np.add(self._actions[t], 1.0, out=out)
-                np.multiply(out, self.half, out=out)
-                np.add(out, self.low, out=out)
-        return out.reshape(self.rows, *self.exploration.shape)
+                return self._whole[t]
+            np.add(actions, 1.0, out=out)
+            np.multiply(out, self.half, out=out)
+            np.add(out, self.low, out=out)
+        return self._bounded
 
     def _log_normal(self, count: int, std: np.ndarray) -> np.ndarray:
         before = self.before[:count].astype(np.float64)

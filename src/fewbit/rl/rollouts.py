@@ -57,9 +57,17 @@ def rollout(
             raise FewbitError(f"{name} {count}: at least one is needed")
     if vector not in VECTORS:
         raise FewbitError(f"vector {vector} is unknown; choose one of {', '.join(VECTORS)}")
-    held = actor if isinstance(actor, Actor) else actors.read(actor)
+    held = _actor(actor)
     specs = [Spec(env, env_args, envs, vector, (seed, k, 0)) for k in range(workers)]
     return Rollout(_backend(backend, specs, _whole(held), patience), specs, held)
+
+
+def _actor(given: Any) -> Actor:
+    if not isinstance(given, Actor | str | Path | bytes):
+        raise FewbitError(
+            f"a {type(given).__name__} is no actor; fewbit.rl.Live(model.policy, observations).actor() makes one of it"
+        )
+    return given if isinstance(given, Actor) else actors.read(given)
 
 
 def _backend(name: str, specs: list[Spec], update: Update, patience: float) -> Backend:
@@ -85,7 +93,7 @@ class Rollout:
 
     def update(self, actor: Actor | str | Path | bytes) -> int:
         """Act with it from the next batch on; its version. Of a graph that the workers have, codes and scales alone travel."""
-        held = actor if isinstance(actor, Actor) else actors.read(actor)
+        held = _actor(actor)
         self.backend.update((None, held.codes, held.exploration) if held.base is self.base else _whole(held))
         self.base = held.base
         self.version += 1
