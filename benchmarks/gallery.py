@@ -30,7 +30,7 @@ ARTIFACTS = {
 # artifact: (what the gallery says, further options of `fewbit report`)
 PAGES = {
     "g1-int4": ("Unitree G1 humanoid: float32, int4 rounded to nearest, our int4",
-                ["--film", "--beside", "g1-int4-rtn.onnx", "--trust-torchscript"]),
+                ["--film", "--beside", "g1-int4-rtn.onnx", "--trust-torchscript", "--env", G1[0]]),
     "halfcheetah-int8": ("HalfCheetah, SAC: the search, and the common tools beside it",
                          ["--peers", str(RESULTS.resolve()), "--agent", "sac/HalfCheetah-v3"]),
     "cartpole-int8": ("CartPole, DQN, to play: float32, int8, int2", ["--beside", "cartpole-int2.onnx"]),
