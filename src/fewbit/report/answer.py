@@ -4,6 +4,8 @@ from typing import Any
 
 from fewbit.report.numbers import interval, microseconds, percent, plain, ratio, size
 
+FEWER = {"int16": "int8", "int8": "int4", "int6": "int4", "int4": "int3", "int3": "int2"}
+
 Words = dict[str, Any]
 
 
@@ -93,7 +95,11 @@ def _next(evidence: Words, recipe: Words, name: str) -> list[tuple[str, str]]:
         ("See how fast it is here", f"fewbit bench {name}"),
     ]
     if kind in ("pass", "alike"):
-        return [*ship, ("Go smaller: train at 4 bits, no reward needed", f"{again} --weights int4 --method qat")]
+        fewer = FEWER.get(str(recipe.get("weights")))
+        smaller = (
+            [(f"Go smaller: train at {fewer}, no reward needed", f"{again} --weights {fewer} --method qat")] if fewer else []
+        )
+        return [*ship, *smaller]
     if kind == "undecided":
         n = evidence.get("return_quantized", {}).get("n", 100)
         more = f"fewbit evaluate {name} --env {env} --against {source} --episodes {4 * int(n)} --keep {keep}"

@@ -109,7 +109,13 @@ def _card(entry: Entry, folder: Path) -> Words:
         r'data-still="(data:image/webp;base64,[^"]+)" data-film="(data:image/webp;base64,[^"]+)" alt="([^"]*)"', text
     )
     if film:
-        found["film"] = {"still": film[1], "film": film[2], "alt": html.unescape(film[3])}
+        names = re.findall(r"<span>([^<]*)", (re.findall(r'<div class="names"[^>]*>(.*?)</div>', text, re.S) or [""])[0])
+        found["film"] = {
+            "still": film[1],
+            "film": film[2],
+            "alt": html.unescape(film[3]),
+            "names": [html.unescape(n) for n in names],
+        }
     if entry.artifact is not None:
         record = known(metadata.read(read(entry.artifact)))
         said = answer(record, entry.artifact.name, [])
