@@ -215,3 +215,18 @@ def test_what_an_artifact_may_not_decide(tmp_path, monkeypatch):
     made.save(tmp_path / "p.onnx")
     with pytest.raises(FewbitError, match="made from another file"):
         policy(tmp_path / "p.onnx", Options(source))
+
+
+def test_other_runtimes_times_come_from_bench(tmp_path):
+    times = [{"name": "fewbit", "us": {"1": 1.2}, "right": True}, {"name": "torch", "us": {"1": 28.4}, "right": True},
+             {"name": "numpy", "us": {"1": 0.9}, "right": False}]  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps({"timings": times}))
+    text = write(tmp_path, RECORD, bench=tmp_path / "bench.json").read_text()
+    assert (
+        text.index("fewbit, one run") < text.index("torch, one run")
+        and "28.4 µs" in text
+        and "numpy" not in text.split("<details>")[0]
+    )
+    (tmp_path / "bench.json").write_text("[]")
+    with pytest.raises(FewbitError, match="fewbit bench"):
+        write(tmp_path, RECORD, bench=tmp_path / "bench.json")

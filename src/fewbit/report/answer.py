@@ -9,10 +9,12 @@ FEWER = {"int16": "int8", "int8": "int4", "int6": "int4", "int4": "int3", "int3"
 Words = dict[str, Any]
 
 
-def answer(record: dict[str, Any], name: str, peers: list[dict[str, Any]]) -> Words:
-    """Of an artifact's record; peers: rows of benchmarks/policies.py about the same policy."""
+def answer(
+    record: dict[str, Any], name: str, peers: list[dict[str, Any]], timings: list[tuple[str, float]] | None = None
+) -> Words:
+    """Of an artifact's record; peers: rows of benchmarks/policies.py about the same policy; timings: of `fewbit bench`."""
     evidence, recipe = record["evidence"], record["recipe"]
-    figures = [_kept(evidence, peers), _size(evidence), _latency(evidence)]
+    figures = [_kept(evidence, peers), _size(evidence), _latency(evidence, timings or [])]
     return {
         "verdict": verdict(evidence),
         "sentence": _sentence(evidence, recipe),
@@ -76,10 +78,11 @@ def _size(evidence: Words) -> Words:
     return {"key": "size", "title": "Size", "value": value, "note": note, "rows": [r for r in rows if r[1]]}
 
 
-def _latency(evidence: Words) -> Words:
+def _latency(evidence: Words, timings: list[tuple[str, float]]) -> Words:
     have, of = evidence.get("latency_us"), evidence.get("latency_float_us")
     ours, theirs = (str(evidence.get(k, "")) for k in ("latency_executor", "latency_float_executor"))
     rows = [(f"float32, {theirs}", microseconds(of) if of else ""), (f"this policy, {ours}", microseconds(have) if have else "")]
+    rows += [(f"{runner}, one run", microseconds(us)) for runner, us in timings]
     note = "" if not (have and of) else f"{ratio(have, of)} times faster" if have < of else f"{ratio(of, have)} times slower"
     value = microseconds(have) if have else "not known"
     return {"key": "latency", "title": "One action", "value": value, "note": note, "rows": [r for r in rows if r[1]]}

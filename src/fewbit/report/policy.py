@@ -21,7 +21,7 @@ from fewbit.report.answer import answer
 from fewbit.report.episodes import Trace, episodes, trace
 from fewbit.report.layers import layers
 from fewbit.report.page import page
-from fewbit.report.peers import peers
+from fewbit.report.peers import peers, timings
 from fewbit.report.record import known
 from fewbit.report.search import search
 from fewbit.report.sensitivity import sensitivity
@@ -41,8 +41,8 @@ AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 class Options:
     """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
     them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
-    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone; film: so many `seconds` of both;
-    beside: another artifact of the same source, in the film and to play."""
+    benchmarks/policies.py, agent: the policy in it; bench: what fewbit bench --json printed; sensitivity: measure each layer
+    alone; film: so many `seconds` of both; beside: another artifact of the same source, in the film and to play."""
 
     source: Any = None
     normalizer: Path | None = None
@@ -51,6 +51,7 @@ class Options:
     observations: Path | None = None
     peers: Path | None = None
     agent: str | None = None
+    bench: Path | None = None
     sensitivity: bool = False
     film: bool = False
     beside: Path | None = None
@@ -151,7 +152,8 @@ def _lack(why: str, how: str = "") -> Missing:
 
 def _answer(bench: Bench, name: str) -> Section:
     options = bench.options
-    return answer(bench.record, name, peers(options.peers, options.agent, bench.record["evidence"]) if options.peers else [])
+    beside = peers(options.peers, options.agent, bench.record["evidence"]) if options.peers else []
+    return answer(bench.record, name, beside, timings(options.bench) if options.bench else [])
 
 
 def _search(bench: Bench) -> Section | Missing:
