@@ -4,7 +4,8 @@ PY := .venv/bin/python
 TOOLS := g++ clang aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64 qemu-system-arm arm-none-eabi-gcc s390x-linux-gnu-gcc \
   chromium wasm-ld
 PACKAGES := g++ clang g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi qemu-system-arm gcc-s390x-linux-gnu \
-  libc6-dev-s390x-cross chromium fonts-dejavu-core lld libosmesa6
+  libc6-dev-s390x-cross
+REPORT := chromium fonts-dejavu-core lld libosmesa6
 
 .PHONY: setup tools demo test check
 setup: .venv/.done
@@ -17,7 +18,8 @@ setup: .venv/.done
 tools:
 	@for t in $(TOOLS); do command -v $$t >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null || true; fi
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null || true; \
+	  apt-get install -y -qq --no-install-recommends $(REPORT) >/dev/null || true; fi
 
 demo: setup
 	.venv/bin/fewbit quantize demo/halfcheetah.zip -o halfcheetah.int8.onnx --env HalfCheetah-v5 --keep 0.99

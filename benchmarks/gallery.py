@@ -2,7 +2,7 @@
 
     python benchmarks/gallery.py ZOO ROBOTS -o docs/gallery --work FOLDER [--model MODEL_DIR --quantized FOLDER --text TEXT]
 
-Artifacts lie in --work and are made only where they are missing there (about 15 minutes in all); pages are made each time.
+Artifacts lie in --work and are made only where they are missing there (about two CPU minutes in all); pages are made each time.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from fewbit.report.gallery import Entry, gallery
 RESULTS = Path(__file__).parent / "results" / "policies.jsonl"
 FEWBIT = [sys.executable, "-c", "from fewbit.cli.main import main; main()"]
 G1 = ["robots:UnitreeG1-v0", "--weights", "int4", "--episodes", "20", "--trust-torchscript"]
-FEW = ["--weights", "int2", "--method", "qat", "--train-steps", "6000", "--episodes", "20"]
+FEW = ["--weights", "int2", "--method", "qat", "--train-steps", "1500", "--episodes", "20"]
 # name: (source, what `fewbit quantize --env` gets)
 ARTIFACTS = {
     "g1-int4-rtn": ("ROBOTS/g1/motion.pt", [*G1, "--method", "rtn"]),
@@ -30,7 +30,7 @@ ARTIFACTS = {
 # artifact: (what the gallery says, further options of `fewbit report`)
 PAGES = {
     "g1-int4": ("Unitree G1 humanoid: float32, int4 rounded to nearest, our int4",
-                ["--film", "--beside", "g1-int4-rtn.onnx", "--trust-torchscript"]),
+                ["--film", "--beside", "g1-int4-rtn.onnx", "--trust-torchscript", "--env", G1[0], "--film-seconds", "6"]),
     "halfcheetah-int8": ("HalfCheetah, SAC: the search, and the common tools beside it",
                          ["--peers", str(RESULTS.resolve()), "--agent", "sac/HalfCheetah-v3"]),
     "cartpole-int8": ("CartPole, DQN, to play: float32, int8, int2", ["--beside", "cartpole-int2.onnx"]),

@@ -74,3 +74,15 @@ def test_the_command_and_what_it_refuses(tmp_path, zoo):
     for artifact, data in (("missing.onnx", "x.npy"), ("a.onnx", "missing.npy"), ("other.onnx", "x.npy")):
         bad = run(path, tmp_path / artifact, "--observations", tmp_path / data)
         assert bad.returncode == 2 and len(bad.stderr.strip().splitlines()) == 1, bad.stderr
+
+
+def test_codes_that_were_only_put_together_are_read_as_codes(robots):
+    """A Concat's codes have the scale of what reads them: its error is rounding, not the codes themselves."""
+    source = sources.load(robots / "g1" / "motion.pt", trust_torchscript=True)
+    states = np.random.default_rng(0).normal(0, 0.5, (4, 24, 47)).astype(np.float32)
+    feeds = calibration(source, None, states, None, 0)
+    model, moved = quantize(source.model, feeds, fewbit.Scheme(method="rtn"))
+    artifact = pipeline.Artifact(model, {"equalized": moved, "state": list(source.state)})
+    artifact.to_bytes()
+    rows = {r.tensor: r for r in diff(source.model, artifact.model, feeds)}
+    assert rows["cat"].format == "int16" and min(rows["cat"].sqnr_local, rows["cat"].sqnr_accumulated) > 40

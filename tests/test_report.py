@@ -196,3 +196,37 @@ def test_sensitivity_rows():
     found = sensitivity(rows)
     assert found["rows"][0] == {"layer": "l0", "kept": "50.0%", "interval": "40.0% to 60.0%", "action": "10.00%", "local": "20.0"}
     assert found["rows"][1]["kept"] == "undefined" and found["figure"].count("<svg") == 1
+
+
+def test_what_an_artifact_may_not_decide(tmp_path, monkeypatch):
+    """No module that its record names is imported, no other source passes for its own, no option does nothing."""
+    source, states = ROOT / "demo" / "halfcheetah.zip", np.random.default_rng(0).normal(0, 1, (64, 17)).astype(np.float32)
+    made = fewbit.quantize(source, observations=states, scheme=fewbit.Scheme(method="rtn"))
+    made.record["recipe"]["env"] = "hostile_module:Env-v0"
+    made.save(tmp_path / "p.onnx")
+    (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "add --env hostile_module:Env-v0" in policy(tmp_path / "p.onnx", Options(source))
+    assert not (tmp_path / "imported").exists()
+    for options, said in ((Options(film=True), "--against"), (Options(source, film=True), "a module that would be imported")):
+        with pytest.raises(FewbitError, match=said):
+            policy(tmp_path / "p.onnx", options)
+    made.record["recipe"]["source_sha256"] = "0" * 64
+    made.save(tmp_path / "p.onnx")
+    with pytest.raises(FewbitError, match="made from another file"):
+        policy(tmp_path / "p.onnx", Options(source))
+
+
+def test_other_runtimes_times_come_from_bench(tmp_path):
+    times = [{"name": "fewbit", "us": {"1": 1.2}, "right": True}, {"name": "torch", "us": {"1": 28.4}, "right": True},
+             {"name": "numpy", "us": {"1": 0.9}, "right": False}]  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps({"timings": times}))
+    text = write(tmp_path, RECORD, bench=tmp_path / "bench.json").read_text()
+    assert (
+        text.index("fewbit, one run") < text.index("torch, one run")
+        and "28.4 µs" in text
+        and "numpy" not in text.split("<details>")[0]
+    )
+    (tmp_path / "bench.json").write_text("[]")
+    with pytest.raises(FewbitError, match="fewbit bench"):
+        write(tmp_path, RECORD, bench=tmp_path / "bench.json")

@@ -57,7 +57,8 @@ def test_the_film_plays_when_asked(browser, tmp_path):
     image = pytest.importorskip("PIL.Image", reason="needs pillow")
     source, states = ROOT / "demo" / "halfcheetah.zip", np.random.default_rng(0).normal(0, 1, (500, 17)).astype(np.float32)
     fewbit.quantize(source, observations=states, scheme=fewbit.Scheme("int2", method="rtn")).save(tmp_path / "p.onnx")
-    options = ["--against", str(source), "--env", "HalfCheetah-v5", "--film", "--film-seconds", "1"]
+    np.save(tmp_path / "o.npy", states)
+    options = ["--against", str(source), "--env", "HalfCheetah-v5", "--observations", "o.npy", "--film", "--film-seconds", "1"]
     run = subprocess.run([*FEWBIT, "report", "p.onnx", "-o", "r.html", *options], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     film = re.search(r'data-film="data:image/webp;base64,([^"]+)"', (tmp_path / "r.html").read_text())

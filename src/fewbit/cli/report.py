@@ -26,6 +26,7 @@ def report(
     windows: Annotated[int, typer.Option(help="with --text: so many windows of 512 tokens")] = 4,
     peers: Annotated[Path | None, typer.Option(help="common tools beside it: a .jsonl file of benchmarks/policies.py")] = None,
     agent: Annotated[str | None, typer.Option(help="with --peers: which of its policies this is")] = None,
+    bench: Annotated[Path | None, typer.Option(help="other runtimes' times: a file of `fewbit bench ARTIFACT --json`")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Write one page, a single file, that shows what quantization did to a network."""
@@ -41,7 +42,18 @@ def report(
             made = language(artifact, LanguageOptions(Path(against) if against else None, text, windows), bar)
         else:
             options = Options(
-                against, normalizer, trust_torchscript, env, observations, peers, agent, sensitivity, film, beside, film_seconds
+                against,
+                normalizer,
+                trust_torchscript,
+                env,
+                observations,
+                peers,
+                agent,
+                bench,
+                sensitivity,
+                film,
+                beside,
+                film_seconds,
             )
             made = policy(artifact, options, bar)
     size = write_whole(out, made)

@@ -4,13 +4,17 @@ from typing import Any
 
 from fewbit.report.numbers import interval, microseconds, percent, plain, ratio, size
 
+FEWER = {"int16": "int8", "int8": "int4", "int6": "int4", "int4": "int3", "int3": "int2"}
+
 Words = dict[str, Any]
 
 
-def answer(record: dict[str, Any], name: str, peers: list[dict[str, Any]]) -> Words:
-    """Of an artifact's record; peers: rows of benchmarks/policies.py about the same policy."""
+def answer(
+    record: dict[str, Any], name: str, peers: list[dict[str, Any]], timings: list[tuple[str, float]] | None = None
+) -> Words:
+    """Of an artifact's record; peers: rows of benchmarks/policies.py about the same policy; timings: of `fewbit bench`."""
     evidence, recipe = record["evidence"], record["recipe"]
-    figures = [_kept(evidence, peers), _size(evidence), _latency(evidence)]
+    figures = [_kept(evidence, peers), _size(evidence), _latency(evidence, timings or [])]
     return {
         "verdict": verdict(evidence),
         "sentence": _sentence(evidence, recipe),
@@ -74,10 +78,11 @@ def _size(evidence: Words) -> Words:
     return {"key": "size", "title": "Size", "value": value, "note": note, "rows": [r for r in rows if r[1]]}
 
 
-def _latency(evidence: Words) -> Words:
+def _latency(evidence: Words, timings: list[tuple[str, float]]) -> Words:
     have, of = evidence.get("latency_us"), evidence.get("latency_float_us")
     ours, theirs = (str(evidence.get(k, "")) for k in ("latency_executor", "latency_float_executor"))
     rows = [(f"float32, {theirs}", microseconds(of) if of else ""), (f"this policy, {ours}", microseconds(have) if have else "")]
+    rows += [(f"{runner}, one run", microseconds(us)) for runner, us in timings]
     note = "" if not (have and of) else f"{ratio(have, of)} times faster" if have < of else f"{ratio(of, have)} times slower"
     value = microseconds(have) if have else "not known"
     return {"key": "latency", "title": "One action", "value": value, "note": note, "rows": [r for r in rows if r[1]]}
@@ -93,7 +98,11 @@ def _next(evidence: Words, recipe: Words, name: str) -> list[tuple[str, str]]:
         ("See how fast it is here", f"fewbit bench {name}"),
     ]
     if kind in ("pass", "alike"):
-        return [*ship, ("Go smaller: train at 4 bits, no reward needed", f"{again} --weights int4 --method qat")]
+        fewer = FEWER.get(str(recipe.get("weights")))
+        smaller = (
+            [(f"Go smaller: train at {fewer}, no reward needed", f"{again} --weights {fewer} --method qat")] if fewer else []
+        )
+        return [*ship, *smaller]
     if kind == "undecided":
         n = evidence.get("return_quantized", {}).get("n", 100)
         more = f"fewbit evaluate {name} --env {env} --against {source} --episodes {4 * int(n)} --keep {keep}"

@@ -58,9 +58,8 @@ def part(a: np.ndarray, b: np.ndarray) -> tuple[int | None, np.ndarray]:
     return (int(over[0]) if len(over) else None), distance
 
 
-def episodes(floats: list[float], quantized: list[float], seeds: list[float] | None, traces: tuple[Trace, Trace] | None) -> Words:
-    """{"pairs": rows, "figure", "trace"}: returns by seed, in pairs; traces of float and quantized on one seed."""
-    first = int(seeds[0]) if seeds else 0
+def episodes(floats: list[float], quantized: list[float], first: int, traces: tuple[Trace, Trace] | None) -> Words:
+    """{"pairs": rows, "figure", "trace"}: returns by seed from `first` on; traces of both on one seed."""
     pairs = zip(floats, quantized, strict=True)
     rows = [{"seed": first + k, "float": f"{f:.1f}", "quantized": f"{q:.1f}"} for k, (f, q) in enumerate(pairs)]
     figure = _pairs(np.array(floats), np.array(quantized)) if rows else None

@@ -72,11 +72,9 @@ def headline(rows: list[Words], agents: list[str]) -> Any:
         axes.axvline(100, color=plot.COLOUR["soft"], linewidth=1, linestyle=(0, (4, 3)))
         for k, agent in enumerate(agents):
             for method, (name, marker, colour) in TOOLS.items():
+                given = {"color": plot.COLOUR[colour], "markersize": 5, "markerfacecolor": "none", "label": None if k else name}
                 for r in (r for r in rows if _is(r, agent, method)):
-                    axes.plot(
-                        min(MOST, max(LEAST, 100 * r["kept"])), k, marker, color=plot.COLOUR[colour], markersize=5, markerfacecolor="none",
-                        label=name if k == 0 else None,
-                    )  # fmt: skip
+                    axes.plot(min(MOST, max(LEAST, 100 * r["kept"])), k, marker, **given)
             ours = next(r for r in rows if _is(r, agent, OURS))
             axes.hlines(k, *(100 * v for v in ours["kept_ci95"]), color=plot.COLOUR["quantized"], linewidth=2.2)
             axes.plot(
@@ -111,7 +109,13 @@ def _card(entry: Entry, folder: Path) -> Words:
         r'data-still="(data:image/webp;base64,[^"]+)" data-film="(data:image/webp;base64,[^"]+)" alt="([^"]*)"', text
     )
     if film:
-        found["film"] = {"still": film[1], "film": film[2], "alt": html.unescape(film[3])}
+        names = re.findall(r"<span>([^<]*)", (re.findall(r'<div class="names"[^>]*>(.*?)</div>', text, re.S) or [""])[0])
+        found["film"] = {
+            "still": film[1],
+            "film": film[2],
+            "alt": html.unescape(film[3]),
+            "names": [html.unescape(n) for n in names],
+        }
     if entry.artifact is not None:
         record = known(metadata.read(read(entry.artifact)))
         said = answer(record, entry.artifact.name, [])

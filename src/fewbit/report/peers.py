@@ -1,4 +1,5 @@
-"""What the common tools made of the same policy: rows of `benchmarks/policies.py`, shown only where they are about it."""
+"""What the common tools made of the same policy: rows of `benchmarks/policies.py`, shown only where they are about it, and the
+times of one run of `fewbit bench`."""
 
 import json
 from pathlib import Path
@@ -23,6 +24,15 @@ def peers(path: Path, agent: str | None, evidence: dict[str, Any]) -> list[dict[
         raise FewbitError(f"{path}: no row of the common tools about {agent or agents[0]}; it holds {', '.join(agents)}")
     _same_policy(of[0], evidence, str(path))
     return of
+
+
+def timings(path: Path) -> list[tuple[str, float]]:
+    """(runner, microseconds of one action) of what `fewbit bench --json` wrote, the quickest first; all of one run."""
+    try:
+        rows = [(str(t["name"]), float(t["us"]["1"])) for t in json.loads(path.read_text())["timings"] if t["right"]]
+    except (ValueError, KeyError, TypeError):
+        raise FewbitError(f"{path}: not what `fewbit bench ARTIFACT --json` prints, with a batch of 1") from None
+    return sorted(rows, key=lambda r: r[1])
 
 
 def _same_policy(row: dict[str, Any], evidence: dict[str, Any], where: str) -> None:

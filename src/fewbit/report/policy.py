@@ -18,10 +18,10 @@ from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.observations import calibration
 from fewbit.report.answer import answer
-from fewbit.report.episodes import episodes, trace
+from fewbit.report.episodes import Trace, episodes, trace
 from fewbit.report.layers import layers
 from fewbit.report.page import page
-from fewbit.report.peers import peers
+from fewbit.report.peers import peers, timings
 from fewbit.report.record import known
 from fewbit.report.search import search
 from fewbit.report.sensitivity import sensitivity
@@ -41,8 +41,8 @@ AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 class Options:
     """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
     them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
-    benchmarks/policies.py, agent: the policy in it; sensitivity: measure each layer alone; film: so many `seconds` of both;
-    beside: another artifact of the same source, in the film and to play."""
+    benchmarks/policies.py, agent: the policy in it; bench: what fewbit bench --json printed; sensitivity: measure each layer
+    alone; film: so many `seconds` of both; beside: another artifact of the same source, in the film and to play."""
 
     source: Any = None
     normalizer: Path | None = None
@@ -51,6 +51,7 @@ class Options:
     observations: Path | None = None
     peers: Path | None = None
     agent: str | None = None
+    bench: Path | None = None
     sensitivity: bool = False
     film: bool = False
     beside: Path | None = None
@@ -59,13 +60,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Bench:
-    """An artifact on the table: its graph, its record as far as it can be relied on, and its float source, if given."""
+    """An artifact on the table: its graph, its record as far as it can be relied on, its float source, if given, and the
+    environment to run both in, or why there is none."""
 
     model: ir.Model
     record: dict[str, Any]
     options: Options
     original: sources.Source | None
     env: str | None
+    no_env: str
     env_args: dict[str, Any]
     progress: Callable[[str, int, int], None]
 
@@ -95,20 +98,52 @@ def policy(artifact: Path, options: Options, progress: Callable[[str, int, int],
 
 
 def _bench(model: ir.Model, record: dict[str, Any], options: Options, progress: Callable[[str, int, int], None]) -> Bench:
+    if options.source is None and (options.film or options.sensitivity or options.observations):
+        raise FewbitError("--film, --sensitivity and --observations compare with the float source; add --against SOURCE")
+    original, args = _original(model, record["recipe"], options), record["recipe"].get("env_args")
+    args = args if isinstance(args, dict) else {}
+    env, why = _environment(record, options, args) if original is not None else (_named(record, options), "")
+    if why and (options.film or options.sensitivity):
+        raise FewbitError(why)
+    return Bench(model, record, options, original, env, why, args, progress)
+
+
+def _original(model: ir.Model, recipe: dict[str, Any], options: Options) -> sources.Source | None:
+    """The float source; refused if the artifact was made from another."""
+    if options.source is None:
+        return None
+    declared = pipeline.declared(options.source, model)
+    original = sources.load(options.source, options.normalizer, None, options.trust_torchscript, declared)
+    if recipe.get("source_sha256", original.digest) != original.digest:
+        raise FewbitError(
+            f"{options.source}: the artifact was made from another file, {recipe.get('source', '?')}; give that one"
+        )
+    return original
+
+
+def _named(record: dict[str, Any], options: Options) -> str | None:
+    env = options.env or record["evidence"].get("env") or record["recipe"].get("env")
+    return env if isinstance(env, str) else None
+
+
+def _environment(record: dict[str, Any], options: Options, args: dict[str, Any]) -> tuple[str | None, str]:
+    """(the environment that can be run, or None; why not). A file may not say which modules are imported: the user does."""
+    env = _named(record, options)
+    if env is None:
+        return None, "It names no environment; add --env ID."
+    if ":" in env and options.env is None:
+        return None, f"The artifact names {env}, a module that would be imported; if you trust it, add --env {env}"
     if options.film:
         from fewbit.report.film import off_screen
 
         off_screen()
-    original = None
-    if options.source is not None:
-        declared = pipeline.declared(options.source, model)
-        original = sources.load(options.source, options.normalizer, None, options.trust_torchscript, declared)
-    recipe, evidence = record["recipe"], record["evidence"]
-    env = options.env or evidence.get("env") or recipe.get("env")
-    args = recipe.get("env_args")
-    return Bench(
-        model, record, options, original, env if isinstance(env, str) else None, args if isinstance(args, dict) else {}, progress
-    )
+    try:
+        from fewbit.rl import returns
+
+        returns.make(env, args).close()
+    except FewbitError as e:
+        return None, str(e)
+    return env, ""
 
 
 def _lack(why: str, how: str = "") -> Missing:
@@ -117,7 +152,8 @@ def _lack(why: str, how: str = "") -> Missing:
 
 def _answer(bench: Bench, name: str) -> Section:
     options = bench.options
-    return answer(bench.record, name, peers(options.peers, options.agent, bench.record["evidence"]) if options.peers else [])
+    beside = peers(options.peers, options.agent, bench.record["evidence"]) if options.peers else []
+    return answer(bench.record, name, beside, timings(options.bench) if options.bench else [])
 
 
 def _search(bench: Bench) -> Section | Missing:
@@ -132,7 +168,7 @@ def _layers(bench: Bench) -> Section | Missing:
     if bench.original is None:
         return _lack("It takes the float source, which the artifact does not hold.", AGAINST)
     if bench.env is None and bench.options.observations is None:
-        return _lack("It takes states to compare on.", f"{AGAINST} --observations FILE.npy")
+        return _lack(f"It takes states to compare on. {bench.no_env}", f"{AGAINST} --observations FILE.npy")
     found = layers(bench.original.model, bench.model, bench.record["recipe"], bench.feeds)
     rows = _sensitivity(bench) if bench.options.sensitivity and bench.env else []
     return found | {"sensitivity": sensitivity(rows) if rows else None}
@@ -143,22 +179,35 @@ def _episodes(bench: Bench) -> Section | Missing:
     floats, quantized = (evidence.get(f"returns_{k}", []) for k in ("float", "quantized"))
     floats, quantized = (floats, quantized) if len(floats) == len(quantized) else ([], [])
     seeds = evidence.get("seeds")
+    seed = int(seeds[0]) if seeds and 0 <= seeds[0] < 1 << 31 else bench.seed
+    section: Section = {"film": None, "seed": seed, "env": bench.env}
     if bench.original is None or bench.env is None:
         if not floats:
-            return _lack("The artifact does not hold its episodes, and there is no source to run beside it.", AGAINST)
-        return episodes(floats, quantized, seeds, None) | {"film": None, "seed": None, "env": bench.env}
+            return _lack(
+                f"The artifact does not hold its episodes, and nothing to run them with is at hand. {bench.no_env}", AGAINST
+            )
+        return episodes(floats, quantized, seed, None) | section
+    policies = {"float": load(bench.original.model, "onnxruntime"), "quantized": quickest(bench.model)}
+    traces = _traces(bench, policies, seed)
+    if traces is None and not floats:
+        return _lack("Observations are images, whose traces are not drawn.")
+    if bench.options.film:
+        section |= {"film": _film(bench, policies, seed), "script": "film"}
+    return episodes(floats, quantized, seed, traces) | section
+
+
+def _traces(bench: Bench, policies: dict[str, Any], seed: int) -> tuple[Trace, Trace] | None:
+    """One episode of each; None where observations are images."""
     from fewbit.rl import returns
 
-    policies = {"float": load(bench.original.model, "onnxruntime"), "quantized": quickest(bench.model)}
-    seed, room = int(seeds[0]) if seeds else bench.seed, returns.make(bench.env, bench.env_args)
+    if any(len(shape) > 1 for shape in policies["float"].inputs.values()):
+        return None
+    room = returns.make(str(bench.env), bench.env_args)
     try:
-        returns.check(bench.env, room, policies["float"].inputs)
-        traces = (trace(policies["float"], room, seed, STEPS), trace(policies["quantized"], room, seed, STEPS))
+        returns.check(str(bench.env), room, policies["float"].inputs)
+        return trace(policies["float"], room, seed, STEPS), trace(policies["quantized"], room, seed, STEPS)
     finally:
         room.close()
-    shown = _film(bench, policies, seed) if bench.options.film else None
-    found = episodes(floats, quantized, seeds, traces) | {"film": shown, "seed": seed, "env": bench.env}
-    return found | ({"script": "film"} if shown else {})
 
 
 def _film(bench: Bench, policies: dict[str, Any], seed: int) -> dict[str, Any]:
