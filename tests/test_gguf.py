@@ -121,6 +121,23 @@ def test_our_own_format_becomes_the_type_that_holds_its_numbers(home, tmp_path, 
             assert np.allclose(found, w, atol=2e-3 * np.abs(w).max())  # a minimum is rounded to float16
 
 
+def test_an_embedding_that_no_type_holds_is_float_there(home, tmp_path):
+    quantize.quantize(home / "llama", tmp_path / "folder", Options("int4", 32, method="rtn", embedding="int8"))
+    export.export(tmp_path / "folder", tmp_path / "a.gguf", "gguf")
+    found = next(t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors if t.name == "token_embd.weight")
+    wanted = artifact.state_dict(tmp_path / "folder")["model.embed_tokens.weight"].numpy()
+    assert found.data.dtype == np.float16 and np.allclose(found.data, wanted, rtol=1e-3, atol=1e-6)
+    assert off(ours(tmp_path / "folder"), theirs(tmp_path / "a.gguf")) < 0.04
+
+
+def test_our_own_kernels_say_where_such_weights_run(home, tmp_path):
+    from fewbit.llm import load
+
+    quantize.quantize(home / "llama", tmp_path / "folder", Options("q4_0", method="rtn"))
+    with pytest.raises(FewbitError, match="q4_0 runs in llama.cpp; write the file for it: fewbit llm export"):
+        load(tmp_path / "folder")
+
+
 @pytest.mark.parametrize("kind", ggml.TYPES)
 def test_our_solver_loses_less_than_llama_cpps_under_the_same_inputs(kind):
     """Matrix by matrix: its own quantizer, given the same second moments as importance."""

@@ -270,7 +270,10 @@ def lose_a_shard(folder):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: (f / "model.safetensors").unlink(), "no safetensors file; give a folder that `fewbit llm quantize` wrote"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "no safetensors file; give the folder of a checkpoint, or what `fewbit llm quantize` wrote",
+        ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer that transformers can read"),
         (lose_a_shard, "model-1.safetensors: no such file, which the index names"),

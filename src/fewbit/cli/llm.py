@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fewbit.cli import common, llm_export, llm_generate
+from fewbit.cli import common, llm_eval, llm_export, llm_generate
 from fewbit.errors import FewbitError
 
 app = typer.Typer(no_args_is_help=True, help="Language models: weights of few bits, and what they cost.")
@@ -83,3 +83,4 @@ def perplexity(
 app.command()(llm_generate.generate)
 app.command()(llm_export.export)
 app.command()(llm_export.imatrix)
+app.command("eval")(llm_eval.evaluate)

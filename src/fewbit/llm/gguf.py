@@ -38,7 +38,7 @@ def export(folder: Path, out: Path, kind: str = "", given: Options | None = None
     tensors = Tensors(folder)
     held = [t for name in tensors for t in _tensor(name, tensors, recipe, config, chosen)]
     held += _rope_factors(config)
-    metadata = _metadata(folder, config, chosen) | gguf_vocab.metadata(folder, config)
+    metadata = _metadata(out.stem, config, chosen) | gguf_vocab.metadata(folder, config)
     size = gguf_file.write(out, metadata, sorted(held, key=lambda t: t.name))
     return {"file": str(out), "type": chosen, "bytes": size, "tensors": len(held)}
 
@@ -89,13 +89,17 @@ def holder(layer: Layer, where: str) -> str:
     """The type of llama.cpp that holds a layer's numbers (an asymmetric one's minima rounded to float16)."""
     if layer.weights in ggml.TYPES:
         return layer.weights
-    if layer.group_size % 32 or (layer.bits == 8 and not layer.symmetric):
+    if not _holds(layer):
         kind = f"{layer.weights} in groups of {layer.group_size}{', symmetric' if layer.symmetric else ''}"
         raise FewbitError(
             f"{where}: no type of llama.cpp holds {kind} (groups must be multiples of 32, int8 symmetric); "
             "give the float checkpoint and --type, to quantize it on llama.cpp's own grid"
         )
     return "q8_0" if layer.bits == 8 else "q4_0" if layer.symmetric else "q4_1"
+
+
+def _holds(layer: Layer) -> bool:
+    return layer.weights in ggml.TYPES or not (layer.group_size % 32 or (layer.bits == 8 and not layer.symmetric))
 
 
 def name_of(name: str, where: str) -> str:
@@ -120,6 +124,12 @@ def _tensor(key: str, tensors: Tensors, recipe: Recipe | None, config: dict[str,
     full = name_of(name, where) + (".bias" if leaf == "bias" else ".weight")
     if leaf in ("blocks", "codes") and recipe is not None:
         layer = recipe.of(name)
+        if name in OUTSIDE and not _holds(layer):  # an embedding, which llama.cpp takes in float too
+            return [
+                Tensor(
+                    full, (entry[0], tensors.shape(f"{name}.scale")[1] * layer.group_size), 1, lambda: _half(name, tensors, layer)
+                )
+            ]
         kind = ggml.TYPES[holder(layer, where)]
         groups = tensors.shape(f"{name}.scale") if leaf == "codes" else (entry[0], entry[1] // kind.record.itemsize)
         columns = groups[1] * (layer.group_size if leaf == "codes" else kind.block)
@@ -141,6 +151,10 @@ def _float(tensors: Tensors, key: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise FewbitError(f"{tensors.folder}: {key} holds numbers that are not finite; download it again")
     return array
+
+
+def _half(name: str, tensors: Tensors, layer: Layer) -> np.ndarray:
+    return packed.dequantize(packed.read(name, tensors, layer, str(tensors.folder))).astype(np.float16)
 
 
 def _blocks(name: str, leaf: str, tensors: Tensors, layer: Layer, kind: ggml.Type) -> np.ndarray:
@@ -196,7 +210,7 @@ def _shape(config: dict[str, Any]) -> _Shape:
     return _Shape(hidden, heads, int(config.get("head_dim") or hidden // heads))
 
 
-def _metadata(folder: Path, config: dict[str, Any], chosen: str) -> dict[str, Any]:
+def _metadata(name: str, config: dict[str, Any], chosen: str) -> dict[str, Any]:
     arch = "llama" if PERMUTED[config["model_type"]] else config["model_type"]
     shape, rope = _shape(config), _rope(config)
     context = int(config["max_position_embeddings"])
@@ -206,7 +220,7 @@ def _metadata(folder: Path, config: dict[str, Any], chosen: str) -> dict[str, An
     found: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
-        "general.name": str(config.get("_name_or_path") or folder.name),
+        "general.name": str(config.get("_name_or_path") or name),
         "general.file_type": file_type,
         "general.quantization_version": 2,
         f"{arch}.block_count": int(config["num_hidden_layers"]),

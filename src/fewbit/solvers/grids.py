@@ -153,7 +153,7 @@ class GgmlGrid:
                 yield self._safe(sign * reach * share / far, zero)[0], zero
 
     def _ends(self) -> tuple[float, float]:
-        """(The lowest level's distance from zero, that of the highest with its sign changed)."""
+        """How far the lowest level and the highest lie from zero, both counted below it."""
         zero = float(self.type.zero or 0)
         if self.type.levels:
             return self.type.levels[0], -self.type.levels[-1]
