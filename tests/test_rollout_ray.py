@@ -14,7 +14,7 @@ PLACES = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(R
 
 @pytest.fixture(scope="module")
 def here():
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, runtime_env=PLACES)
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, runtime_env=PLACES)
     yield
     ray.shutdown()
 
