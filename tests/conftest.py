@@ -1,6 +1,7 @@
 """Where the real policies are: FEWBIT_ZOO (default ../shared/zoo) and ../shared/robots; tests say so when they skip."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ ROOT = Path(__file__).parents[1]
 ZOO = Path(os.environ.get("FEWBIT_ZOO", ROOT.parent / "shared" / "zoo"))
 ROBOTS = ZOO.parent / "robots"
 sys.path.append(str(ROBOTS))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; children that a test interrupts would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter):

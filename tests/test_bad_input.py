@@ -161,5 +161,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     )
     time.sleep(2)  # loading, calibrating or measuring; the whole takes at least twice as long
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    try:
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert run.returncode == 130 and "interrupted" in err and list(tmp_path.iterdir()) == []
