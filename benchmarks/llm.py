@@ -61,6 +61,8 @@ def row(model: Path, method: str, weights: str, work: Path, peer: str | None, ca
     made, seconds, cpu = run(command)
     measure = [sys.executable, "-c", MAIN, "llm", "perplexity", out, "--text", whole, "--against", model, *WINDOWS, "--json"]
     found, _, _ = run(measure)
+    for record, key in ((made, "artifact"), (found, "model")):  # no paths of this machine
+        record.pop(key, None)
     return {"method": method, "weights": weights} | made | {"seconds": seconds, "cpu_seconds": cpu, "measured": found}
 
 
