@@ -61,6 +61,17 @@ def test_the_reference_bit_for_bit(bits, group_size, instruction_set):
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
+def test_several_threads_give_the_reference_too(instruction_set):
+    """A weight of more than the 4 MB below which one thread does it all."""
+    weight = random_weight(6, 1041, 128, 4, 64, False, False)
+    x = activations(6, 3, weight.shape[1], False)
+    wanted = reference.linear(x, weight, None)
+    layer = QuantLinear.of(weight, None, threads=3, instruction_set=instruction_set)
+    for rows in (1, 3):
+        assert np.array_equal(layer(torch.from_numpy(x[:rows])).numpy(), wanted[:rows])
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_float_activations_are_the_dequantized_weight(bits, instruction_set):
     weight = random_weight(1, 37, 3, bits, 32, False, False)
@@ -108,7 +119,7 @@ def test_a_forked_process_has_threads_of_its_own():
     code = (
         "import os, torch; from test_llm_linear import QuantLinear, random_weight\n"
         "torch.set_num_threads(1)\n"
-        "layer, x = QuantLinear.of(random_weight(0, 512, 4, 4, 64, True, False), threads=3), torch.ones(9, 256)\n"
+        "layer, x = QuantLinear.of(random_weight(0, 512, 4, 4, 64, True, False), threads=3), torch.ones(100, 256)\n"
         "wanted, child = layer(x), os.fork()\n"
         "if child == 0: os._exit(0 if torch.equal(layer(x), wanted) else 1)\n"
         "print(os.waitpid(child, 0)[1])"
