@@ -4,6 +4,7 @@ Commands and answers are JSON, each ended by a zero byte, on file descriptors 3 
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -25,9 +26,8 @@ class Browser:
         self.folder = tempfile.mkdtemp(prefix="chromium")
         (theirs_in, self.out), (self.into, theirs_out) = os.pipe(), os.pipe()
 
-        def place() -> None:  # both copied above 4 first: neither may overwrite the other
-            high = [os.dup(fd) for fd in (theirs_in, theirs_out)]
-            high = [os.dup2(fd, 20 + k) for k, fd in enumerate(high)]
+        def place() -> None:  # copied above 4 first, to numbers that are free: neither may overwrite the other
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 5) for fd in (theirs_in, theirs_out)]
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
 
