@@ -2,11 +2,13 @@
 
     python benchmarks/rollout.py speed HalfCheetah-v5 [--rounds 5] [--rllib PYTHON] -o benchmarks/results/rollout.jsonl
     python benchmarks/rollout.py learn ppo/CartPole-v1 [--seeds 5] -o benchmarks/results/rollout.jsonl
+    python benchmarks/rollout.py requantize HalfCheetah-v5 -o benchmarks/results/rollout.jsonl
     python benchmarks/rollout.py table benchmarks/results/rollout.jsonl > benchmarks/results/rollout.md
 
 speed: every contender in turn for about `--seconds`, in as many rounds; medians. The policies are new, so that all of them, and
 the random actions of the bare environments, meet the same states; noise is drawn and log-probabilities are found wherever the
 contender finds them. A worker is a process. RLlib pins another gymnasium: --rllib names the Python of an environment of its own.
+requantize: from a policy's float weights to an engine that runs them, beside quantizing its graph anew.
 learn: the same algorithm, settings, steps and seed with and without fewbit.rl.accelerate, in turn.
 """
 
@@ -237,6 +239,30 @@ def learn(name: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def requantize(env: str, rounds: int) -> list[dict[str, Any]]:
+    """Medians in milliseconds, of the policies that Stable-Baselines3 makes for PPO and SAC."""
+    rows = []
+    for algorithm in (PPO, SAC):
+        model = algorithm("MlpPolicy", env, seed=0, device="cpu")
+        seen = np.random.default_rng(0).standard_normal((512, *model.observation_space.shape)).astype(np.float32)
+        live = Live(model.policy, seen)
+        ways = {
+            "codes alone": lambda live=live: live.actor().engine(),
+            "ranges looked at": lambda live=live, seen=seen: live.actor(seen).engine(),
+            "graph anew": lambda live=live, seen=seen: (live.calibrate(seen), live.actor().engine()),
+        }
+        took: dict[str, list[float]] = {k: [] for k in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                took[name].append(1e3 * (time.perf_counter() - start))
+        rows.append(
+            {"kind": "requantize", "env": env, "policy": algorithm.__name__} | {k: float(np.median(v)) for k, v in took.items()}
+        )
+    return rows
+
+
 def table(path: str) -> None:
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
     print("# Rollouts\n\nMade by `python benchmarks/rollout.py` (see its first lines); every row in rollout.jsonl.\n")
@@ -244,6 +270,9 @@ def table(path: str) -> None:
         found = {r["name"]: r["steps_per_s"] for r in rows if r["kind"] == "speed" and r["env"] == env}
         if found:
             _speeds(env, found)
+    for r in (r for r in rows if r["kind"] == "requantize"):
+        ways = ", ".join(f"{k} {v:.2f} ms" for k, v in r.items() if k not in ("kind", "env", "policy"))
+        print(f"{r['policy']} on {r['env']}, quantized again: {ways}.\n")
     for case in LEARN:
         _learned(case, [r for r in rows if r["kind"] == "learn" and r["case"] == case])
 
@@ -299,7 +328,7 @@ def _learned(case: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("speed", "learn", "table"))
+    parser.add_argument("what", choices=("speed", "requantize", "learn", "table"))
     parser.add_argument("of")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -313,6 +342,7 @@ def main() -> None:
     if args.what == "table":
         return table(args.of)
     parts = [speed(args.of, args.rounds, args.seconds, args.rllib, args.only)] if args.what == "speed" else []
+    parts += [requantize(args.of, 10 * args.rounds)] if args.what == "requantize" else []
     for rows in parts or (learn(args.of, seed) for seed in args.seeds):
         with open(args.output, "a") as f:
             f.writelines(json.dumps(r) + "\n" for r in rows)

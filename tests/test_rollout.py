@@ -182,34 +182,34 @@ def names_actor():
 
 
 @pytest.mark.parametrize("doom, words", [("kill", "signal 9"), ("hang", "no step")])
-@pytest.mark.parametrize("at", [3, 200])
+@pytest.mark.parametrize("at", [3, 600])  # before and after a first block of 512 steps
 def test_a_worker_that_dies_or_hangs_is_replaced_and_every_transition_is_counted_once(tmp_path, doom, words, at):
     args = counted(tmp_path, doom, at)
     with fewbit.rl.rollout(names_actor(), "small_envs:Counted-v0", envs=2, workers=2, env_args=args, patience=2.0) as rollout:
-        batches = [rollout.collect(1000), rollout.collect(400)]
-    assert [len(b) for b in batches] == [1000, 400]
+        batches = [rollout.collect(3000), rollout.collect(400)]
+    assert [len(b) for b in batches] == [3000, 400]
     (fault,) = batches[0].faults
     assert words in fault.reason and not batches[1].faults
     got, made = [n for b in batches for n in named(b)], logged(tmp_path)
-    assert len(set(got)) == len(got) == 1400 and len(set(made)) == len(made)
+    assert len(set(got)) == len(got) == 3400 and len(set(made)) == len(made)
     assert set(got) <= set(made)
     half = len(made) - len(got) - fault.discarded  # the first environment of the step in which it happened
     assert half in (0, 1)
     dead = batches[0].observations[..., 0] != batches[1].observations[0, :, 0]
-    if at > 128:
+    if at > 512:
         assert dead.any() and batches[0].truncated[dead].sum() == 2  # its two environments' last committed steps
     ended = batches[0].truncated | batches[0].terminated
     assert (batches[0].step[1:][ended[:-1]] == 0).all()
 
 
 def test_whole_episodes_stay_whole_when_a_worker_dies(tmp_path):
-    args = counted(tmp_path, "kill", 200)
-    batch = collect(names_actor(), "small_envs:Counted-v0", envs=2, workers=2, env_args=args, episodes=200)
+    args = counted(tmp_path, "kill", 600)
+    batch = collect(names_actor(), "small_envs:Counted-v0", envs=2, workers=2, env_args=args, episodes=400)
     (fault,) = batch.faults
     episodes = list(batch.episodes())
-    assert [len(e["step"]) for e in episodes] == [7] * 200 and all(e["terminated"][-1] for e in episodes)
-    assert len(set(named(batch))) == 1400
-    assert len(logged(tmp_path)) - 1400 - fault.discarded in (0, 1)
+    assert [len(e["step"]) for e in episodes] == [7] * 400 and all(e["terminated"][-1] for e in episodes)
+    assert len(set(named(batch))) == 2800
+    assert len(logged(tmp_path)) - 2800 - fault.discarded in (0, 1)
 
 
 def test_an_environment_that_fails_is_an_error_with_its_words(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,19 @@ def load(program: Program, instruction_set: str | None = None):
 
 def from_flat(program: Program, flat: Flat, instruction_set: str | None = None):
     """The same, of a program that was made flat already, in blocks of BLOCK."""
+    name = instruction_set or os.environ.get("FEWBIT_ISA", "")
+    return module().Engine(
+        to_bytes(flat), {k: tuple(v) for k, v in program.inputs.items()}, [o.shape for o in flat.outputs], name
+    )
+
+
+def module() -> Any:
+    """fewbit._native, which is there where the package was built with a compiler."""
     try:
         from fewbit import _native
     except ImportError as e:
         raise FewbitError(f"the native engine was not built ({e}); reinstall fewbit, or use executor='reference'") from None
-    name = instruction_set or os.environ.get("FEWBIT_ISA", "")
-    return _native.Engine(to_bytes(flat), {k: tuple(v) for k, v in program.inputs.items()}, [o.shape for o in flat.outputs], name)
+    return _native
 
 
 def to_bytes(flat: Flat) -> bytes:

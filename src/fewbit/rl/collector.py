@@ -6,13 +6,15 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from fewbit.engine import native
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.rl import returns
 from fewbit.rl.actor import Actor
 from fewbit.rl.experience import Columns, Layout
-from fewbit.rl.explore import explorer
+from fewbit.rl.explore import Explorer, explorer
 
-BLOCK = 128  # steps between two commits: noise is drawn, and log-probabilities are found, for so many at once
+BLOCK = 1024  # transitions between two commits: noise is drawn, and log-probabilities are found, for so many at once;
+STEPS = 128  # or for so many steps, if those are more
 VECTORS = ("gymnasium", "envpool")
 
 
@@ -36,27 +38,26 @@ class Order:
     fresh: bool = False
 
 
+Ends = list[tuple[int, int, Any]]  # (step, environment, last observation) of every episode that ended
+
+
 class Vector(Protocol):
-    """Several environments. `current` [envs, ...] is what they begin with; `step` writes what is to be acted on next into
-    `following`, and gives (environment, last observation) of every episode that ended."""
+    """Several environments. `current` [envs, ...] is what they begin with.
+
+    `block` makes steps `first` to `last` into columns [steps, envs, ...], which start as valid and not over: the step's goal is
+    the next one's observation, the last one's `current`. left [envs]: episodes still to make of each, or None; an environment
+    that has none left rests, and where none has any the block ends early. counters[0]: steps made. Where it ended, and what did.
+    """
 
     current: np.ndarray
 
     def reset(self) -> None: ...
 
-    def step(self, actions: np.ndarray, row: "Row", following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]: ...
+    def block(
+        self, explorer: Explorer, columns: Columns, counters: np.ndarray, first: int, last: int, left: np.ndarray | None
+    ) -> tuple[int, Ends]: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step's places in the columns, [envs, ...] each."""
-
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    valid: np.ndarray
 
 
 class Collector:
@@ -68,6 +69,7 @@ class Collector:
         first, *seeds = (int(s) for s in sequence.generate_state(spec.envs + 1))
         self.noise = np.random.default_rng(first)
         self.vector = _VECTORS[spec.vector](spec, actor, seeds)
+        self.block = max(STEPS, BLOCK // spec.envs)
         self.begun = False
         self.episode = np.full(spec.envs, self.generation << 32, np.int64)
         self.age = np.zeros(spec.envs, np.int64)
@@ -77,7 +79,7 @@ class Collector:
     def load(self, actor: Actor) -> None:
         """Act with it from now on."""
         _fits(actor, self.vector.current, self.spec)
-        self.explorer = explorer(actor.exploration, actor.engine(), self.spec.envs, BLOCK, self.noise, actor.dtype)
+        self.explorer = explorer(actor.exploration, actor.engine(), self.spec.envs, self.block, self.noise, actor.dtype)
         self.layout = Layout(
             (self.vector.current.shape[1:], self.vector.current.dtype.str),
             (self.explorer.actions.shape[2:], self.explorer.actions.dtype.str),
@@ -86,33 +88,18 @@ class Collector:
     def fill(self, columns: Columns, counters: np.ndarray, order: Order) -> bool:
         """Rows from the first on; True when all that was ordered is done. counters: steps made, steps committed."""
         counters[:] = 0
-        left = None if order.episodes is None else np.array(order.episodes)
+        left = None if order.episodes is None else np.array(order.episodes, np.int64)
         if order.fresh or not self.begun:
             self._begin()
-        rows = [Row(*r) for r in zip(*(columns[k][: order.steps] for k in Row.__dataclass_fields__), strict=True)]
-        observed = [*columns["observations"][: order.steps], self.vector.current]  # a step's goal is the next one's start
-        observed[0][...] = self.vector.current
-        act, step, active = self.explorer.act, self.vector.step, list(range(self.spec.envs))
-        for first in range(0, order.steps, BLOCK):
-            last = min(first + BLOCK, order.steps)
-            for name in ("terminated", "truncated"):
-                columns[name][first:last] = False
-            columns["valid"][first:last] = True
+        columns = {k: v[: order.steps] for k, v in columns.items()}
+        columns["observations"][0] = self.vector.current
+        for first in range(0, order.steps, self.block):
+            rows = slice(first, min(first + self.block, order.steps))
+            columns["terminated"][rows] = columns["truncated"][rows] = False
+            columns["valid"][rows] = True
             self.explorer.begin()
-            ends: list[tuple[int, int, Any]] = []
-            for t in range(first, last):
-                if left is not None:
-                    active = np.flatnonzero(left).tolist()
-                    if not active:
-                        last = t
-                        break
-                    observed[t + 1][...] = observed[t]  # of those that rest
-                for k, end in step(act(t - first, observed[t]), rows[t], observed[t + 1], active):
-                    ends.append((t, k, end))
-                if left is not None:
-                    _only(active, rows[t], left)
-                counters[0] = t + 1
-            self._commit(columns, slice(first, last), observed[last], ends)
+            last, ends = self.vector.block(self.explorer, columns, counters, rows.start, rows.stop, left)
+            self._commit(columns, slice(first, last), ends)
             counters[1] = last
             if left is not None and not left.any():
                 return True  # the next order begins anew
@@ -123,7 +110,7 @@ class Collector:
         self.episode += self.begun  # those that were going on have ended
         self.age[:], self.starts[:], self.begun = 0, False, True
 
-    def _commit(self, columns: Columns, rows: slice, following: np.ndarray, ends: list[tuple[int, int, Any]]) -> None:
+    def _commit(self, columns: Columns, rows: slice, ends: Ends) -> None:
         """What is found for a block at once: actions, log-probabilities, what steps led to, and whose steps they are."""
         count = rows.stop - rows.start
         if not count:
@@ -131,7 +118,8 @@ class Collector:
         columns["actions"][rows] = self.explorer.actions[:count]
         columns["log_prob"][rows] = self.explorer.log_prob(count)
         after = columns["next_observations"][rows]
-        after[:-1], after[-1] = columns["observations"][rows][1:], following
+        after[:-1] = columns["observations"][rows][1:]
+        after[-1] = self.vector.current if rows.stop == len(columns["valid"]) else columns["observations"][rows.stop]
         for t, k, end in ends:
             after[t - rows.start, k] = end
         valid = columns["valid"][rows]
@@ -150,14 +138,6 @@ class Collector:
         self.vector.close()
 
 
-def _only(active: list[int], row: Row, left: np.ndarray) -> None:
-    """Environments that have done their episodes step on, or rest, without a transition."""
-    resting = np.ones(len(left), bool)
-    resting[active] = False
-    row.valid[resting] = False
-    left[active] -= (row.terminated | row.truncated)[active]
-
-
 def _fits(actor: Actor, current: np.ndarray, spec: Spec) -> None:
     if actor.shape != current.shape[1:]:
         raise FewbitError(
@@ -173,9 +153,9 @@ class Gymnasium:
         shape = {next(iter(actor.program.inputs)): actor.shape}
         returns.check(spec.env, self.envs[0], shape)
         self.envs = [returns.facing(e, shape) for e in self.envs]
+        self.steps, self.resets = [e.step for e in self.envs], [e.reset for e in self.envs]
         self.seeds: list[int | None] = [*seeds]
-        self.action_space = self.envs[0].action_space
-        self.discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
+        self.name, self.discrete = spec.env, isinstance(self.envs[0].action_space, gymnasium.spaces.Discrete)
         self.current = np.zeros((spec.envs, *actor.shape), actor.dtype)
 
     def reset(self) -> None:
@@ -183,17 +163,14 @@ class Gymnasium:
             self.current[k] = env.reset(seed=self.seeds[k])[0]
             self.seeds[k] = None
 
-    def step(self, actions: np.ndarray, row: Row, following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]:
-        given = actions.tolist() if self.discrete else list(actions.copy())  # an environment may keep what it was given
-        rewards, envs, ends = row.rewards, self.envs, []
-        for k in active:
-            observation, rewards[k], terminated, truncated, _ = envs[k].step(given[k])
-            if terminated or truncated:
-                row.terminated[k], row.truncated[k] = terminated, truncated
-                ends.append((k, np.array(observation)))  # an environment may write its next one there
-                observation = envs[k].reset()[0]
-            following[k] = observation
-        return ends
+    def block(
+        self, explorer: Explorer, columns: Columns, counters: np.ndarray, first: int, last: int, left: np.ndarray | None
+    ) -> tuple[int, Ends]:
+        """In C++: a step costs little but the engine and env.step."""
+        if self.discrete and explorer.given.ndim != 2:
+            raise FewbitError(f"environment {self.name} takes a number for an action, the actor gives arrays")
+        places = columns | {"current": self.current} | ({} if left is None else {"left": left})
+        return native.module().rollout(explorer.native, explorer.engine, self.steps, self.resets, places, counters, first, last)
 
     def close(self) -> None:
         for env in self.envs:
@@ -227,13 +204,27 @@ class EnvPool:
         self.current[...] = self.pool.reset()[0]
         self.over[:] = False
 
-    def step(self, actions: np.ndarray, row: Row, following: np.ndarray, active: list[int]) -> list[tuple[int, Any]]:
-        given = np.ascontiguousarray(actions, self.action_space.dtype)
-        following[...], row.rewards[...], terminated, truncated, _ = self.pool.step(given)
-        row.valid[...] = ~self.over
-        row.terminated[...], row.truncated[...] = terminated & row.valid, truncated & row.valid
-        self.over = row.terminated | row.truncated
-        return []
+    def block(
+        self, explorer: Explorer, columns: Columns, counters: np.ndarray, first: int, last: int, left: np.ndarray | None
+    ) -> tuple[int, Ends]:
+        for t in range(first, last):
+            if left is not None and not left.any():
+                return t, []
+            actions = explorer.act(t - first, columns["observations"][t])
+            following = columns["observations"][t + 1] if t + 1 < len(columns["valid"]) else self.current
+            self._step(actions, following, *(columns[k][t] for k in ("rewards", "terminated", "truncated", "valid")))
+            if left is not None:
+                columns["valid"][t] &= left > 0
+                left -= self.over & (left > 0)
+            counters[0] = t + 1
+        return last, []
+
+    def _step(self, actions: np.ndarray, following: np.ndarray, *row: np.ndarray) -> None:
+        rewards, terminated, truncated, valid = row
+        valid[...] = ~self.over
+        following[...], rewards[...], *ends, _ = self.pool.step(np.ascontiguousarray(actions, self.action_space.dtype))
+        terminated[...], truncated[...] = ends[0] & valid, ends[1] & valid
+        self.over = terminated | truncated
 
     def close(self) -> None:
         self.pool.close()

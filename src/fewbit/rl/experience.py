@@ -114,7 +114,14 @@ class Batch:
 
 def joined(workers: list[list[Columns]], version: int, faults: list[Fault]) -> Batch:
     """The batch of each worker's pieces, in order; the shorter ones are filled up with what is not valid."""
-    tall = [{k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]} for pieces in workers]
-    steps = max(len(c["valid"]) for c in tall)
-    filled = [{k: np.pad(v, [(0, steps - len(v)), *[(0, 0)] * (v.ndim - 1)]) for k, v in c.items()} for c in tall]
-    return Batch(**{k: np.concatenate([c[k] for c in filled], 1) for k in filled[0]}, version=version, faults=faults)
+    steps = max(sum(len(p["valid"]) for p in pieces) for pieces in workers)
+    envs = [pieces[0]["valid"].shape[1] for pieces in workers]
+    made = {k: np.zeros((steps, sum(envs), *v.shape[2:]), v.dtype) for k, v in workers[0][0].items()}
+    for pieces, last in zip(workers, np.cumsum(envs), strict=True):
+        at = 0
+        for piece in pieces:
+            rows, width = piece["valid"].shape
+            for name, values in piece.items():
+                made[name][at : at + rows, last - width : last] = values
+            at += rows
+    return Batch(**made, version=version, faults=faults)

@@ -9,7 +9,7 @@
                                             while (generalized state-dependent, Raffin et al. 2021), squashed or not
 
 The second column is what the network's outputs are. Noise is drawn and log-probabilities are found for a block of steps
-at once, these in float64 of the float32 actions that were taken: a step costs two to seven NumPy calls for all environments.
+at once, these in float64 of the float32 actions that were taken; what is left of a step is native/explore.h.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.engine import native
 from fewbit.errors import FewbitError
 
 HEADS = {
@@ -75,10 +76,12 @@ class Explorer:
     """Acts for `rows` environments through an engine, in blocks of up to `steps` steps; everything random comes from seed.
 
     heads: of each output what was given in the block, [steps, rows, ...]. actions [steps, rows, ...]: what the policy's
-    distribution is over (not clipped, or in [-1, 1] where it squashes, or numbers), which is what learners keep.
+    distribution is over (not clipped, or in [-1, 1] where it squashes, or numbers), which is what learners keep. given
+    [steps or 1, rows, ...]: what env.step takes. native: native/explore.h, which goes from a step's heads to these.
     """
 
     actions: np.ndarray
+    given: np.ndarray
 
     def __init__(self, exploration: Exploration, engine: Any, rows: int, steps: int, seed: Any, dtype: Any = np.float32):
         self.exploration, self.engine, self.rows = exploration, engine, rows
@@ -91,8 +94,11 @@ class Explorer:
         if len(given) != len(wanted):
             raise FewbitError(f"{exploration.kind} exploration needs a network that gives {', '.join(wanted)}")
         self.heads = [np.zeros((steps, *g.shape), g.dtype) for g in given]
+        arrays = self._allocate()
+        kind, squash = list(HEADS).index(exploration.kind), exploration.squash or exploration.kind == "squashed"
+        self.native = native.module().Explorer(kind, self.heads, arrays | {"given": self.given}, exploration.every, squash)
         self._out: Any = list(zip(*self.heads, strict=True)) if len(given) > 1 else list(self.heads[0])
-        self._allocate()
+        self._given = [*self.given] * (steps // len(self.given))
 
     def begin(self) -> None:
         """A new block: its noise is drawn."""
@@ -104,76 +110,54 @@ class Explorer:
     def act(self, t: int, observations: np.ndarray) -> np.ndarray:
         """What env.step takes [rows, ...] at step t of the block, good until the next; observations [rows, ...]."""
         self.engine(observations, out=self._out[t])
-        return self._act(t)
+        self.native.act(t)
+        return self._given[t]
 
     def log_prob(self, count: int) -> np.ndarray:
         """float64 [count, rows] of the block's first actions: of a density, or of a probability where actions are numbers."""
         raise NotImplementedError
 
-    def _allocate(self) -> None:
-        raise NotImplementedError
-
-    def _act(self, t: int) -> np.ndarray:
+    def _allocate(self) -> dict[str, np.ndarray]:
+        """What native/explore.h works in, by its names."""
         raise NotImplementedError
 
 
 class _Deterministic(Explorer):
-    def _allocate(self) -> None:
-        self.actions = self.heads[0]
-
-    def _act(self, t: int) -> np.ndarray:
-        return self.actions[t]
+    def _allocate(self) -> dict[str, np.ndarray]:
+        self.actions = self.given = self.heads[0]
+        return {}
 
     def log_prob(self, count: int) -> np.ndarray:
         return np.zeros((count, self.rows))
 
 
 class _Continuous(Explorer):
-    """before: the actions before they are squashed, if they are. Lists of a block's steps cost no slicing."""
+    """before: the actions before they are squashed, if they are."""
 
-    def _allocate(self) -> None:
+    def _allocate(self) -> dict[str, np.ndarray]:
         e, like = self.exploration, self.heads[0]
         if e.low is None or e.high is None:
             raise FewbitError(f"exploration {e.kind} needs the bounds of the actions")
         self.squash = e.squash or e.kind == "squashed"
         self.actions = np.zeros_like(like)
         self.before = np.zeros_like(like) if self.squash else self.actions
-        self.low, self.high = (np.tile(b.reshape(1, -1), (self.rows, 1)).astype(np.float32) for b in (e.low, e.high))
-        self.half = (0.5 * (self.high - self.low)).astype(np.float32)
-        self.unit = bool((self.low == -1).all() and (self.high == 1).all())
-        self.std = e.std
-        self.bounded = np.zeros_like(like[0])
-        self._bounded = self.bounded.reshape(self.rows, *e.shape)
         self.noise = self._noise()
-        self._means, self._before, self._actions, self._noises = map(list, (like, self.before, self.actions, self.noise))
-        self._whole = list(self.actions.reshape(len(like), self.rows, *e.shape))
-
-    def follow(self, exploration: Exploration, engine: Any) -> None:
-        super().follow(exploration, engine)
-        self.std = exploration.std
+        arrays = {"noise": self.noise, "before": self.before, "actions": self.actions}
+        arrays |= {"low": e.low.astype(np.float32).reshape(-1), "high": e.high.astype(np.float32).reshape(-1)}
+        if self.squash and (e.low == -1).all() and (e.high == 1).all():
+            self.given = self.actions.reshape(len(like), self.rows, *e.shape)
+            return arrays
+        bounded = np.zeros_like(like[0])
+        self.given = bounded.reshape(1, self.rows, *e.shape)
+        return arrays | {"bounded": bounded}
 
     def _noise(self) -> np.ndarray:
         return np.zeros_like(self.heads[0])
 
     def begin(self) -> None:
         self.random.standard_normal(out=self.noise, dtype=np.float32)
-        if self.std is not None:
-            np.multiply(self.noise, self.std, out=self.noise)
-
-    def _to_env(self, t: int) -> np.ndarray:
-        """Stretched from [-1, 1] to the bounds, or clipped to them."""
-        out, actions = self.bounded, self._actions[t]
-        if not self.squash:
-            np.maximum(actions, self.low, out=out)
-            np.minimum(out, self.high, out=out)
-        else:
-            np.tanh(self._before[t], out=actions)
-            if self.unit:
-                return self._whole[t]
-            np.add(actions, 1.0, out=out)
-            np.multiply(out, self.half, out=out)
-            np.add(out, self.low, out=out)
-        return self._bounded
+        if self.exploration.std is not None:
+            np.multiply(self.noise, self.exploration.std, out=self.noise)
 
     def _log_normal(self, count: int, std: np.ndarray) -> np.ndarray:
         before = self.before[:count].astype(np.float64)
@@ -186,59 +170,38 @@ class _Continuous(Explorer):
 
 
 class _Gaussian(_Continuous):
-    def _act(self, t: int) -> np.ndarray:
-        np.add(self._means[t], self._noises[t], out=self._before[t])
-        return self._to_env(t)
-
     def log_prob(self, count: int) -> np.ndarray:
         return self._log_normal(count, np.asarray(self.exploration.std, np.float64))
 
 
 class _Squashed(_Continuous):
-    def _act(self, t: int) -> np.ndarray:
-        u = self._before[t]
-        np.exp(self._out[t][1], out=u)
-        np.multiply(u, self._noises[t], out=u)
-        np.add(u, self._means[t], out=u)
-        return self._to_env(t)
-
     def log_prob(self, count: int) -> np.ndarray:
         return self._log_normal(count, np.exp(self.heads[1][:count].astype(np.float64)))
 
 
 class _StateDependent(_Continuous):
-    """noise is a matrix for every environment, kept for exploration.every steps, or a block."""
+    """noise: matrices [draws, rows, features, actions], each kept for exploration.every steps, or a block."""
 
     def _noise(self) -> np.ndarray:
-        assert self.exploration.std is not None
-        self._features = list(self.heads[1][:, :, None])
-        return np.zeros((self.rows, *self.exploration.std.shape), np.float32)
-
-    def _act(self, t: int) -> np.ndarray:
-        if self.exploration.every and t and t % self.exploration.every == 0:
-            self.begin()
-        np.add(self._means[t], np.matmul(self._features[t], self.noise)[:, 0], out=self._before[t])
-        return self._to_env(t)
+        std, every = self.exploration.std, self.exploration.every
+        assert std is not None
+        return np.zeros((-(-len(self.heads[0]) // every) if every else 1, self.rows, *std.shape), np.float32)
 
     def log_prob(self, count: int) -> np.ndarray:
         """Over all matrices that could have been drawn, not given the one that was: as the learner has it."""
-        assert self.std is not None
-        variance = np.square(self.heads[1][:count].astype(np.float64)) @ np.square(self.std.astype(np.float64))
+        assert self.exploration.std is not None
+        variance = np.square(self.heads[1][:count].astype(np.float64)) @ np.square(self.exploration.std.astype(np.float64))
         return self._log_normal(count, np.sqrt(variance + SDE_VARIANCE))
 
 
 class _Categorical(Explorer):
-    def _allocate(self) -> None:
-        self.actions = np.zeros(self.heads[0].shape[:2], np.int64)
-        self.noise, self.sum = np.zeros(self.heads[0].shape), np.zeros(self.heads[0].shape[1:])
-        self._actions, self._noises = list(self.actions), list(self.noise)
+    def _allocate(self) -> dict[str, np.ndarray]:
+        self.actions = self.given = np.zeros(self.heads[0].shape[:2], np.int64)
+        self.noise = np.zeros(self.heads[0].shape)
+        return {"noise": self.noise, "actions": self.actions}
 
     def begin(self) -> None:
         self.noise[...] = self.random.gumbel(size=self.noise.shape)
-
-    def _act(self, t: int) -> np.ndarray:
-        np.add(self._out[t], self._noises[t], out=self.sum)
-        return self.sum.argmax(1, self._actions[t])
 
     def log_prob(self, count: int) -> np.ndarray:
         logits = self.heads[0][:count].astype(np.float64)
@@ -250,26 +213,24 @@ class _Categorical(Explorer):
 class _Epsilon(Explorer):
     """epsilon may be changed between two steps; every environment has a coin of its own."""
 
-    def _allocate(self) -> None:
+    def _allocate(self) -> dict[str, np.ndarray]:
         steps, rows, self.count = self.heads[0].shape
-        self.actions, self.greedy, self.others = (np.zeros((steps, rows), np.int64) for _ in range(3))
-        self.coins, self.epsilons, self.explores = np.zeros((steps, rows)), np.zeros(steps), np.zeros(rows, bool)
+        self.actions, self.others = (np.zeros((steps, rows), np.int64) for _ in range(2))
+        self.noise, self.epsilons, self.given = np.zeros((steps, rows)), np.zeros(steps), self.actions
+        return {"noise": self.noise, "actions": self.actions, "others": self.others, "epsilons": self.epsilons}
 
     def begin(self) -> None:
-        self.random.random(out=self.coins)
+        self.random.random(out=self.noise)
         self.others[...] = self.random.integers(self.count, size=self.others.shape)
+        self.epsilons[:] = self.epsilon
 
-    def _act(self, t: int) -> np.ndarray:
+    def act(self, t: int, observations: np.ndarray) -> np.ndarray:
         self.epsilons[t] = self.epsilon
-        greedy = self._out[t].argmax(1, self.greedy[t])
-        taken = self.actions[t]
-        taken[...] = greedy
-        np.copyto(taken, self.others[t], where=np.less(self.coins[t], self.epsilon, out=self.explores))
-        return taken
+        return super().act(t, observations)
 
     def log_prob(self, count: int) -> np.ndarray:
-        epsilon = self.epsilons[:count, None]
-        return np.log(epsilon / self.count + (1 - epsilon) * (self.actions[:count] == self.greedy[:count]))
+        epsilon, greedy = self.epsilons[:count, None], self.heads[0][:count].argmax(-1)
+        return np.log(epsilon / self.count + (1 - epsilon) * (self.actions[:count] == greedy))
 
 
 _EXPLORERS: dict[str, type[Explorer]] = {

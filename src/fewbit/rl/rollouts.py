@@ -5,6 +5,7 @@ with fewbit.rl.rollout(actor, "HalfCheetah-v5", envs=8, workers=2) as rollout:
     rollout.update(live.actor())                 # new weights: codes and scales alone
 """
 
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from fewbit.rl.experience import Batch, Columns, Fault, joined
 from fewbit.rl.processes import Piece, Processes
 from fewbit.rl.worker import Update
 
-SEGMENT = 1024  # steps that a worker makes at most between two answers
+SEGMENT, MEMORY = 32768, 64 << 20  # transitions that a worker makes at most between two answers, and bytes of their observations
 FAULTS = 5  # of one worker in a row without a step that was kept, and the rollout gives up
 
 
 class Backend(Protocol):
-    """Workers by number, wherever they are."""
+    """Workers by number, wherever they are. steps: that one makes at most between two answers."""
+
+    steps: int
 
     def fill(self, orders: dict[int, Order]) -> dict[int, Piece]: ...
 
@@ -59,7 +62,7 @@ def rollout(
         raise FewbitError(f"vector {vector} is unknown; choose one of {', '.join(VECTORS)}")
     held = _actor(actor)
     specs = [Spec(env, env_args, envs, vector, (seed, k, 0)) for k in range(workers)]
-    return Rollout(_backend(backend, specs, _whole(held), patience), specs, held)
+    return Rollout(_backend(backend, specs, _segment(held, envs), _whole(held), patience), specs, held)
 
 
 def _actor(given: Any) -> Actor:
@@ -70,13 +73,18 @@ def _actor(given: Any) -> Actor:
     return given if isinstance(given, Actor) else actors.read(given)
 
 
-def _backend(name: str, specs: list[Spec], update: Update, patience: float) -> Backend:
+def _segment(actor: Actor, envs: int) -> int:
+    size = 2 * actor.dtype.itemsize * math.prod(actor.shape)
+    return max(1, min(SEGMENT, MEMORY // size) // envs)
+
+
+def _backend(name: str, specs: list[Spec], steps: int, update: Update, patience: float) -> Backend:
     if name == "process":
-        return Processes(specs, SEGMENT, update, patience)
+        return Processes(specs, steps, update, patience)
     if name == "ray":
         from fewbit.rl.ray_workers import RayWorkers
 
-        return RayWorkers(specs, SEGMENT, update, patience)
+        return RayWorkers(specs, steps, update, patience)
     raise FewbitError(f"backend {name} is unknown; choose process or ray")
 
 
@@ -114,7 +122,7 @@ class Rollout:
 
     def _collect(self, parts: list["_Part"]) -> Batch:
         while any(not p.done for p in parts):
-            for k, piece in self.backend.fill({p.worker: p.order() for p in parts if not p.done}).items():
+            for k, piece in self.backend.fill({p.worker: p.order(self.backend.steps) for p in parts if not p.done}).items():
                 parts[k].take(piece)
         return joined([p.pieces for p in parts], self.version, [f for p in parts for f in p.faults])
 
@@ -142,11 +150,11 @@ class _Part:
         self.faults: list[Fault] = []
         self.fresh, self.done, self.in_vain = episodes is not None, False, 0
 
-    def order(self) -> Order:
+    def order(self, most: int) -> Order:
         if self.quota is not None:
-            return Order(SEGMENT, tuple(int(q) for q in self.quota), self.fresh)
+            return Order(most, tuple(int(q) for q in self.quota), self.fresh)
         assert self.left is not None
-        return Order(min(self.left, SEGMENT))
+        return Order(min(self.left, most))
 
     def take(self, piece: Piece) -> None:
         rows = len(piece.columns["valid"]) if piece.columns else 0
