@@ -45,6 +45,7 @@ struct Acting {
   npy_intp head_bytes[HEADS] = {};  // of a step
   const char* given = nullptr;      // what environments take, [steps or 1][rows] of item
   npy_intp given_step = 0, item_bytes = 0;
+  PyArray_Descr* descr = nullptr;
   int item_type = 0, item_dims = 0;
   npy_intp item[NPY_MAXDIMS] = {};
 
@@ -103,7 +104,7 @@ struct Acting {
     const npy_intp blocks = PyArray_DIM(g, 0);
     if (PyArray_NDIM(g) < 2 || (blocks != 1 && blocks != x.steps) || PyArray_DIM(g, 1) != x.rows)
       throw std::runtime_error("given is [steps or 1, rows, ...]");
-    given = static_cast<const char*>(PyArray_DATA(g)), item_type = PyArray_TYPE(g), item_dims = PyArray_NDIM(g) - 2;
+    given = static_cast<const char*>(PyArray_DATA(g)), descr = PyArray_DESCR(g), item_type = PyArray_TYPE(g), item_dims = PyArray_NDIM(g) - 2;
     std::copy_n(PyArray_DIMS(g) + 2, item_dims, item);
     item_bytes = PyArray_NBYTES(g) / (blocks * x.rows), given_step = blocks == 1 ? 0 : item_bytes * x.rows;
   }
@@ -119,10 +120,11 @@ struct Acting {
     x.act(t);
   }
 
-  // What env.step of a row takes at a step: a number, or an array of its own, which an environment may keep.
+  // What env.step of a row takes at a step: a NumPy number, as a space's own sample is (Gymnasium checks it faster than Python's),
+  // or an array of its own, which an environment may keep.
   PyObject* action(npy_intp t, npy_intp row) const {
     const char* from = given + t * given_step + row * item_bytes;
-    if (!item_dims && item_type == NPY_INT64) return PyLong_FromLongLong(*reinterpret_cast<const int64_t*>(from));
+    if (!item_dims) return PyArray_Scalar(const_cast<char*>(from), descr, nullptr);
     PyObject* made = PyArray_SimpleNew(item_dims, const_cast<npy_intp*>(item), item_type);
     if (made) memcpy(PyArray_DATA(reinterpret_cast<PyArrayObject*>(made)), from, (size_t)item_bytes);
     return made;

@@ -36,7 +36,7 @@ class Told(gym.Env):
         return self._seen(), {}
 
     def step(self, action):
-        assert type(action) is int
+        assert type(action) is type(self.action_space.sample())
         self.count, self.age = self.count + 1, self.age + 1
         if self.broken:
             return self.broken(self)
