@@ -12,7 +12,6 @@ from conftest import ROOT
 from fewbit.bench import bench
 from fewbit.engine import reference
 from fewbit.engine.lower import lower
-from fewbit.errors import FewbitError
 from fewbit.graph.read import prepare, read
 from fewbit.graph.strip import strip
 
@@ -66,6 +65,12 @@ def test_stripped_graphs_are_the_float_network():
     got = reference.run(program, {"x0": case.feeds["x0"][:3]})[program.outputs[0]]
     exact = np.maximum(case.feeds["x0"][:3].astype(np.float64) @ (weight * np.float64(np.float32(0.003))).T, 0)[:, :3]
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
-    with pytest.raises(FewbitError, match="bench takes policies of one input"):
-        two = corpus.Graph(5)
-        bench(prepare(two.case("two", two.op("Add", two.input(np.ones((1, 2))), two.input(np.ones((1, 2))))).model), [1])
+
+
+def test_a_network_of_several_inputs_and_outputs():
+    g = corpus.Graph(5)
+    two = [g.gemm(g.entry("int16", 4, 2.0**-8), 2.0**-8, np.eye(4, dtype=np.int8), np.float32(1), None) for _ in range(2)]
+    model = prepare(g.case("two", g.op("Add", *two)).model)
+    found = bench(model, [1, 3], ["onnxruntime", "numpy", "torch", "sb3"], "policy.zip")
+    assert len(found["timings"]) == 10 and all(t.right for t in found["timings"]), found["timings"]
+    assert found["skipped"] == {"sb3": "its policy is not called with x0, x1"}

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from fewbit.engine import native, reference
 from fewbit.engine.lower import lower
+from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
 from fewbit.graph.strip import strip
-from fewbit.peers import PEERS, Runner, Subject
+from fewbit.peers import PEERS, Given, Runner, Subject
 
 ROUNDS, ROUND_SECONDS = 30, 0.004
 ARTIFACT = ("fewbit", "artifact")  # how the labels of those that were given the artifact end
@@ -32,38 +33,35 @@ class Timing:
 def bench(model: ir.Model, batches: list[int], against: list[str] | None = None, source: str | None = None) -> dict[str, Any]:
     """{"timings", "skipped": {peer: why}, "bare_us", "empty_call_us", "instruction_set", …} of an artifact."""
     program = lower(model)
-    if len(program.inputs) != 1:
-        raise FewbitError(f"bench takes policies of one input; this one has {', '.join(program.inputs)}")
     subject = _subject(model, max(batches), source)
     runners, skipped = _runners(subject, against or list(PEERS))
-    wanted = {k: _actions(lower(m), subject.observations) for k, m in (("float", subject.floats), ("artifact", model))}
-    errors = {
-        k: _error(r(subject.observations), wanted["artifact" if k.endswith(ARTIFACT) else "float"]) for k, r in runners.items()
-    }
+    wanted = {k: _actions(lower(m), subject.feeds) for k, m in (("float", subject.floats), ("artifact", model))}
+    whole = subject.first(max(batches))
+    errors = {k: _error(r(whole), wanted["artifact" if k.endswith(ARTIFACT) else "float"]) for k, r in runners.items()}
     us: dict[str, dict[int, float]] = {k: {} for k in runners}
     for n in batches:
-        for name, value in medians(runners, np.ascontiguousarray(subject.observations[:n])).items():
+        for name, value in medians(runners, subject.first(n)).items():
             us[name][n] = value
-    engine, few = native.load(program), {n: np.ascontiguousarray(subject.observations[:n]) for n in batches}
+    engine = native.load(program)
     return {
         "timings": [Timing(k, us[k], errors[k], errors[k] <= WRONG.get(k.split()[-1], np.inf)) for k in runners],
         "skipped": skipped,
         "instruction_set": engine.instruction_set,
-        "bare_us": {n: engine.nanoseconds(few[n], max(2000 // n, 20)) / 1e3 for n in batches},
+        "bare_us": {n: engine.nanoseconds(subject.first(n), max(2000 // n, 20)) / 1e3 for n in batches},
         "empty_call_us": _empty_call_us(engine),
         "multiply_accumulates": sum(s.weight.size for s in program.steps if hasattr(s, "weight")),
     }
 
 
 def _subject(model: ir.Model, rows: int, source: str | None) -> Subject:
-    program = lower(model)
-    (shape,), (dtype,) = program.inputs.values(), program.input_dtypes.values()
-    observations = np.random.default_rng(0).normal(0, 1, (rows, *shape))
-    return Subject(model, strip(model), observations.astype(dtype), source)
+    """Fed with normal noise, by name: what is remembered too."""
+    program, rng = lower(model), np.random.default_rng(0)
+    feeds = {k: rng.normal(0, 1, (rows, *shape)).astype(program.input_dtypes[k]) for k, shape in program.inputs.items()}
+    return Subject(model, strip(model), feeds, source)
 
 
-def _actions(program, observations: np.ndarray) -> np.ndarray:
-    return reference.run(program, {next(iter(program.inputs)): observations})[program.outputs[0]]
+def _actions(program: Program, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    return reference.run(program, feeds)[program.outputs[0]]
 
 
 def _error(got: np.ndarray, wanted: np.ndarray) -> float:
@@ -94,7 +92,7 @@ def _empty_call_us(engine: Any, calls: int = 20000) -> float:
     return best * 1e6
 
 
-def medians(runners: dict[str, Runner], x: np.ndarray) -> dict[str, float]:
+def medians(runners: dict[str, Runner], x: Given) -> dict[str, float]:
     """Microseconds of one call of each: ROUNDS turns, each long enough to be timed, and their median."""
     calls = {}
     for name, run in runners.items():

@@ -20,25 +20,36 @@ from fewbit.engine.lower import lower
 from fewbit.engine.program import Float, Program
 from fewbit.errors import FewbitError, MissingExtra
 
-Runner = Callable[[np.ndarray], np.ndarray]
+Given = np.ndarray | dict[str, np.ndarray]  # [n, ...] of the one input, or of each by name
+Runner = Callable[[Given], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """artifact and floats: the same network; observations [n, ...]; source: the Stable-Baselines3 file, if there is one."""
+    """artifact and floats: the same network; feeds: input -> [n, ...]; source: the Stable-Baselines3 file, if there is one."""
 
     artifact: ir.Model
     floats: ir.Model
-    observations: np.ndarray
+    feeds: dict[str, np.ndarray]
     source: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.floats.graph.inputs[0].name or ""
+    def first(self, n: int) -> Given:
+        """Of n rows, what a runner is called with."""
+        few = {k: np.ascontiguousarray(v[:n]) for k, v in self.feeds.items()}
+        return few if len(few) > 1 else next(iter(few.values()))
+
+    def named(self, x: Given) -> dict[str, np.ndarray]:
+        return x if isinstance(x, dict) else {next(iter(self.feeds)): x}
 
 
 def fewbit(s: Subject) -> dict[str, Runner]:
-    return {"fewbit": native.load(lower(s.artifact)), "fewbit float32": native.load(lower(s.floats))}
+    return {"fewbit": _engine(s.artifact), "fewbit float32": _engine(s.floats)}
+
+
+def _engine(model: ir.Model) -> Runner:
+    program = lower(model)
+    engine = native.load(program)
+    return engine if len(program.outputs) == 1 else lambda x: engine(x)[0]
 
 
 def onnxruntime(s: Subject) -> dict[str, Runner]:
@@ -47,10 +58,11 @@ def onnxruntime(s: Subject) -> dict[str, Runner]:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = [s.observations[k : k + 16] for k in range(0, len(s.observations), 16)]
+            rows = len(next(iter(s.feeds.values())))
+            self.left = [{name: v[k : k + 16] for name, v in s.feeds.items()} for k in range(0, rows, 16)]
 
         def get_next(self) -> Any:
-            return {s.name: self.left.pop()} if self.left else None
+            return self.left.pop() if self.left else None
 
     found = {"onnxruntime float32": _session(_bytes(s.floats)), "onnxruntime artifact": _session(_bytes(s.artifact))}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -76,8 +88,10 @@ def _session(content: bytes) -> Runner:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    name, out = session.get_inputs()[0].name, [session.get_outputs()[0].name]
-    return lambda x: session.run(out, {name: x})[0]
+    names, out = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+    if len(names) > 1:
+        return lambda x: session.run(out, x)[0]
+    return lambda x: session.run(out, {names[0]: x})[0]
 
 
 SESSION_OPTIONS = "intra_op_num_threads=1, inter_op_num_threads=1, all else as ONNX Runtime sets it"
@@ -96,13 +110,13 @@ def openvino(s: Subject) -> dict[str, Runner]:
             path.write_bytes(_bytes(model))
             options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
             request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
-        return lambda x: request.infer([x], share_inputs=True)[0]
+        return lambda x: request.infer(x if isinstance(x, dict) else [x], share_inputs=True)[0]
 
     return {"openvino float32": compiled(s.floats), "openvino artifact": compiled(s.artifact)}
 
 
 def numpy(s: Subject) -> dict[str, Runner]:
-    return {"numpy float32": _written_out(lower(s.floats), OPS | {"Gemm": lambda a, x, w, b: x @ w.T + b})}
+    return {"numpy float32": _written_out(lower(s.floats), OPS | {"Gemm": lambda a, x, w, b=0: x @ w.T + b})}
 
 
 def _written_out(program: Program, ops: dict[str, Callable]) -> Runner:
@@ -117,8 +131,8 @@ def _written_out(program: Program, ops: dict[str, Callable]) -> Runner:
         calls.append((ops[step.op], step.attributes, places, step.inputs))
     output = slots[program.outputs[0]]
 
-    def run(x: np.ndarray) -> np.ndarray:
-        values = [x]
+    def run(x: Given) -> np.ndarray:
+        values = [x[k] for k in program.inputs] if isinstance(x, dict) else [x]
         for op, attributes, places, constants in calls:
             values.append(op(attributes, *(values[p] if p is not None else c for p, c in zip(places, constants, strict=True))))
         return values[output]
@@ -135,9 +149,9 @@ def torch(s: Subject) -> dict[str, Runner]:
     eager = _module(lower(s.floats)).eval()
 
     def runner(module: Any) -> Runner:
-        def run(x: np.ndarray) -> np.ndarray:
+        def run(x: Given) -> np.ndarray:
             with torch.inference_mode():
-                return module(torch.from_numpy(x)).numpy()
+                return module(*map(torch.from_numpy, s.named(x).values())).numpy()
 
         return run
 
@@ -168,9 +182,9 @@ def _module(program: Program) -> Any:
             self.calls: list[tuple[Any, list[Any], str]] = []
             for step in program.steps:
                 if isinstance(step, Float) and step.op == "Gemm" and step.attributes.get("transB"):
-                    x, w, b = step.inputs
-                    layer = nn.Linear(w.shape[1], w.shape[0])
-                    layer.load_state_dict({"weight": torch.tensor(w), "bias": torch.tensor(b)})
+                    x, w, *bias = step.inputs
+                    layer = nn.Linear(w.shape[1], w.shape[0], bias=bool(bias))
+                    layer.load_state_dict({k: torch.tensor(v) for k, v in zip(("weight", "bias"), (w, *bias), strict=False)})
                     self.calls.append((len(self.layers), [x], step.out))
                     self.layers.append(layer)
                 elif isinstance(step, Float) and step.op in functions:
@@ -179,8 +193,8 @@ def _module(program: Program) -> Any:
                 else:
                     raise FewbitError(f"{getattr(step, 'op', type(step).__name__)} is not written out for this peer")
 
-        def forward(self, x: Any) -> Any:
-            values = {next(iter(program.inputs)): x}
+        def forward(self, *x: Any) -> Any:
+            values = dict(zip(program.inputs, x, strict=True))
             for call, inputs, out in self.calls:
                 given = [values[i] if isinstance(i, str) else i for i in inputs]
                 values[out] = self.layers[call](*given) if isinstance(call, int) else call(*given)
@@ -193,6 +207,8 @@ def sb3(s: Subject) -> dict[str, Runner]:
     """What the policy's own library takes for an action; only where its file was given."""
     if s.source is None or not s.source.endswith(".zip"):
         raise FewbitError("give the policy's own file with --source")
+    if len(s.feeds) > 1:
+        raise FewbitError(f"its policy is not called with {', '.join(s.feeds)}")
     from fewbit.sources.sb3 import build
 
     policy = build(Path(s.source))
