@@ -62,20 +62,25 @@ def test_the_same_seed_and_workers_give_the_same_data(cartpole):
     assert (other.observations != batches[0].observations).any()
 
 
-def test_transitions_are_the_environments(cartpole):
-    _, batches = cartpole
+def made_by_cartpole(batch):
+    """Every transition is what CartPole makes of its observation and action."""
     env = gym.make("CartPole-v1").unwrapped
     env.reset()
+    t = batch.transitions()
+    for observation, action, after, over in zip(
+        t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
+    ):
+        env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
+        stepped = env.step(int(action))
+        np.testing.assert_allclose(stepped[0], after, atol=1e-5)
+        assert stepped[2] == over
+
+
+def test_transitions_are_the_environments(cartpole):
+    _, batches = cartpole
     for batch in batches:
-        t = batch.transitions()
-        assert len(batch) == len(t["actions"]) == 600
-        for observation, action, after, over in zip(
-            t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
-        ):
-            env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
-            stepped = env.step(int(action))
-            np.testing.assert_allclose(stepped[0], after, atol=1e-5)
-            assert stepped[2] == over
+        assert len(batch) == 600
+        made_by_cartpole(batch)
 
 
 def test_episodes_go_on_from_batch_to_batch_and_every_transition_has_a_name(cartpole):
@@ -131,6 +136,18 @@ def test_whole_episodes_as_many_of_every_environment():
 
 def test_fewer_episodes_than_environments():
     assert len(list(collect(categorical(), "CartPole-v1", envs=2, workers=2, episodes=1).episodes())) == 1
+
+
+@pytest.mark.parametrize("vector", ["gymnasium", "envpool"])
+def test_steps_after_whole_episodes_begin_anew(vector):
+    """Environments that had done their episodes were reset, or stepped, meanwhile: nothing was seen of what they are at now."""
+    if vector == "envpool":
+        pytest.importorskip("envpool")
+    with fewbit.rl.rollout(categorical(), "CartPole-v1", envs=2, vector=vector) as rollout:
+        whole, after = rollout.collect(episodes=3), rollout.collect(steps=100)
+    made_by_cartpole(after)
+    assert (after.step[0] == 0).all() and after.valid[0].all()
+    assert (after.episode[0] > np.where(whole.valid, whole.episode, -1).max(0)).all()
 
 
 def test_continuous_actions_reach_the_environment_clipped():
@@ -285,18 +302,9 @@ def test_envpool():
     pytest.importorskip("envpool")
     batch = collect(categorical(), "CartPole-v1", envs=3, workers=2, vector="envpool", seed=2, steps=900)
     same(batch, collect(categorical(), "CartPole-v1", envs=3, workers=2, vector="envpool", seed=2, steps=900))
-    env = gym.make("CartPole-v1").unwrapped
-    env.reset()
-    t = batch.transitions()
     resets = (~batch.valid).sum()
-    assert len(t["step"]) == 900 - resets and 0 < resets <= (batch.terminated.sum())
-    for observation, action, after, over in zip(
-        t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
-    ):
-        env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
-        stepped = env.step(int(action))
-        np.testing.assert_allclose(stepped[0], after, atol=1e-5)
-        assert stepped[2] == over
+    assert len(batch) == 900 - resets and 0 < resets <= (batch.terminated.sum())
+    made_by_cartpole(batch)
     for e in batch.episodes():
         np.testing.assert_array_equal(e["step"], np.arange(len(e["step"])))
 
