@@ -309,9 +309,35 @@ def test_envpool():
         np.testing.assert_array_equal(e["step"], np.arange(len(e["step"])))
 
 
+def of_bytes():
+    """An actor whose observations are uint8."""
+    g, weight = corpus.Graph(0), np.eye(2, 4, dtype=np.int8)
+    seen = g.qdq(g.op("Cast", g.input(np.zeros((1, 4))), to=1), "int16", 0.1)
+    made = g.case("bytes", g.gemm(seen, 0.1, weight, np.ones(2), None)).model
+    made.graph.input[0].type.tensor_type.elem_type = 2
+    return Actor(Base(graph.prepare(made)), Exploration("categorical"))
+
+
+def of_arrays():
+    bounds = np.ones(2, np.float32)
+    return Actor(Base(network(4, 2)), Exploration("gaussian", -bounds, bounds, bounds, shape=(2,)))
+
+
+@pytest.mark.parametrize("new", [of_bytes, of_arrays])
+def test_an_update_of_other_shapes_or_types_is_refused(new):
+    """The memory of observations and actions is the first actor's."""
+    with fewbit.rl.rollout(categorical(), "CartPole-v1") as rollout:
+        rollout.update(new())
+        with pytest.raises(FewbitError, match="another shape or type"):
+            rollout.collect(10)
+        with pytest.raises(FewbitError, match="closed"):
+            rollout.update(categorical())
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
+        (lambda a: fewbit.rl.rollout(a, "CartPole-v1", env_args={"f": lambda: 0}), "can be pickled"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", envs=0), "at least one"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", vector="sync"), "choose one of gymnasium"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", backend="mpi"), "choose process or ray"),

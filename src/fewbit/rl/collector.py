@@ -74,16 +74,17 @@ class Collector:
         self.episode = np.full(spec.envs, (spec.seed[-1] << 32) - 1, np.int64)
         self.age = np.zeros(spec.envs, np.int64)
         self.starts = np.zeros(spec.envs, bool)
-        self.load(actor)
+        self.layout = self._follow(actor)
 
     def load(self, actor: Actor) -> None:
-        """Act with it from now on."""
+        """Act with it from now on; it observes and acts in the shapes and types of the one before."""
+        if self._follow(actor) != self.layout:
+            raise FewbitError("the new actor's observations or actions have another shape or type; start another rollout for it")
+
+    def _follow(self, actor: Actor) -> Layout:
         _fits(actor, self.vector.current, self.spec)
         self.explorer = explorer(actor.exploration, actor.engine(), self.spec.envs, self.block, self.noise, actor.dtype)
-        self.layout = Layout(
-            (self.vector.current.shape[1:], self.vector.current.dtype.str),
-            (self.explorer.actions.shape[2:], self.explorer.actions.dtype.str),
-        )
+        return Layout((actor.shape, actor.dtype.str), (self.explorer.actions.shape[2:], self.explorer.actions.dtype.str))
 
     def fill(self, columns: Columns, counters: np.ndarray, order: Order) -> bool:
         """Rows from the first on; True when all that was ordered is done. counters: steps made, steps committed."""
