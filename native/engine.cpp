@@ -102,7 +102,10 @@ void Engine::many(const Source* inputs, void* const* outputs, ptrdiff_t rows, in
   };
   const ptrdiff_t useful = (rows + block_rows_ - 1) / block_rows_;
   std::vector<std::thread> others;
-  for (ptrdiff_t i = 1; i < std::min<ptrdiff_t>(threads, useful); i++) others.emplace_back(work);
+  try {
+    for (ptrdiff_t i = 1; i < std::min<ptrdiff_t>(threads, useful); i++) others.emplace_back(work);
+  } catch (const std::exception&) {  // the system gives no more threads: those that there are do it
+  }
   work();
   for (auto& t : others) t.join();
   if (failed) std::rethrow_exception(failed);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #if defined(__unix__) || defined(__APPLE__)
@@ -65,7 +66,10 @@ struct Pool {
   }
 
   void run(int threads, int count, void (*f)(void*, int), void* with) {
-    for (; helpers < threads - 1; helpers++) std::thread([this] { help(); }).detach();
+    try {
+      for (; helpers < threads - 1; helpers++) std::thread([this] { help(); }).detach();
+    } catch (const std::exception&) {  // the system gives no more threads: those that there are do it
+    }
     work = f, context = with, tasks = count;
     next.store(0);
     round.fetch_add(1);

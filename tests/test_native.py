@@ -164,6 +164,26 @@ def test_threads_may_call_one_engine_at_once(policy_path):
     assert wrong == []
 
 
+FEW = """
+import resource, sys
+import numpy as np
+import fewbit
+act, size = fewbit.load(sys.argv[1]), 240 * 400
+x = np.random.default_rng(0).standard_normal((size, *next(iter(act.inputs.values())))).astype(np.float32)
+wanted, got = act(x), np.zeros_like(act(x))
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (200 << 20),) * 2)
+act(x, out=got, threads=400)
+assert (got == wanted).all()
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_where_the_system_gives_no_more_threads_those_that_there_are_do_the_work(policy_path):
+    done = subprocess.run([sys.executable, "-c", FEW, str(policy_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_float_policy_runs_within_float32(tmp_path):
     """S10: every float function, against float64."""
     from fewbit.engine.float_ops import OPS

@@ -62,20 +62,25 @@ def test_the_same_seed_and_workers_give_the_same_data(cartpole):
     assert (other.observations != batches[0].observations).any()
 
 
-def test_transitions_are_the_environments(cartpole):
-    _, batches = cartpole
+def made_by_cartpole(batch):
+    """Every transition is what CartPole makes of its observation and action."""
     env = gym.make("CartPole-v1").unwrapped
     env.reset()
+    t = batch.transitions()
+    for observation, action, after, over in zip(
+        t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
+    ):
+        env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
+        stepped = env.step(int(action))
+        np.testing.assert_allclose(stepped[0], after, atol=1e-5)
+        assert stepped[2] == over
+
+
+def test_transitions_are_the_environments(cartpole):
+    _, batches = cartpole
     for batch in batches:
-        t = batch.transitions()
-        assert len(batch) == len(t["actions"]) == 600
-        for observation, action, after, over in zip(
-            t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
-        ):
-            env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
-            stepped = env.step(int(action))
-            np.testing.assert_allclose(stepped[0], after, atol=1e-5)
-            assert stepped[2] == over
+        assert len(batch) == 600
+        made_by_cartpole(batch)
 
 
 def test_episodes_go_on_from_batch_to_batch_and_every_transition_has_a_name(cartpole):
@@ -131,6 +136,18 @@ def test_whole_episodes_as_many_of_every_environment():
 
 def test_fewer_episodes_than_environments():
     assert len(list(collect(categorical(), "CartPole-v1", envs=2, workers=2, episodes=1).episodes())) == 1
+
+
+@pytest.mark.parametrize("vector", ["gymnasium", "envpool"])
+def test_steps_after_whole_episodes_begin_anew(vector):
+    """Environments that had done their episodes were reset, or stepped, meanwhile: nothing was seen of what they are at now."""
+    if vector == "envpool":
+        pytest.importorskip("envpool")
+    with fewbit.rl.rollout(categorical(), "CartPole-v1", envs=2, vector=vector) as rollout:
+        whole, after = rollout.collect(episodes=3), rollout.collect(steps=100)
+    made_by_cartpole(after)
+    assert (after.step[0] == 0).all() and after.valid[0].all()
+    assert (after.episode[0] > np.where(whole.valid, whole.episode, -1).max(0)).all()
 
 
 def test_continuous_actions_reach_the_environment_clipped():
@@ -285,25 +302,42 @@ def test_envpool():
     pytest.importorskip("envpool")
     batch = collect(categorical(), "CartPole-v1", envs=3, workers=2, vector="envpool", seed=2, steps=900)
     same(batch, collect(categorical(), "CartPole-v1", envs=3, workers=2, vector="envpool", seed=2, steps=900))
-    env = gym.make("CartPole-v1").unwrapped
-    env.reset()
-    t = batch.transitions()
     resets = (~batch.valid).sum()
-    assert len(t["step"]) == 900 - resets and 0 < resets <= (batch.terminated.sum())
-    for observation, action, after, over in zip(
-        t["observations"], t["actions"], t["next_observations"], t["terminated"], strict=True
-    ):
-        env.state, env.steps_beyond_terminated = observation.astype(np.float64), None
-        stepped = env.step(int(action))
-        np.testing.assert_allclose(stepped[0], after, atol=1e-5)
-        assert stepped[2] == over
+    assert len(batch) == 900 - resets and 0 < resets <= (batch.terminated.sum())
+    made_by_cartpole(batch)
     for e in batch.episodes():
         np.testing.assert_array_equal(e["step"], np.arange(len(e["step"])))
+
+
+def of_bytes():
+    """An actor whose observations are uint8."""
+    g, weight = corpus.Graph(0), np.eye(2, 4, dtype=np.int8)
+    seen = g.qdq(g.op("Cast", g.input(np.zeros((1, 4))), to=1), "int16", 0.1)
+    made = g.case("bytes", g.gemm(seen, 0.1, weight, np.ones(2), None)).model
+    made.graph.input[0].type.tensor_type.elem_type = 2
+    return Actor(Base(graph.prepare(made)), Exploration("categorical"))
+
+
+def of_arrays():
+    bounds = np.ones(2, np.float32)
+    return Actor(Base(network(4, 2)), Exploration("gaussian", -bounds, bounds, bounds, shape=(2,)))
+
+
+@pytest.mark.parametrize("new", [of_bytes, of_arrays])
+def test_an_update_of_other_shapes_or_types_is_refused(new):
+    """The memory of observations and actions is the first actor's."""
+    with fewbit.rl.rollout(categorical(), "CartPole-v1") as rollout:
+        rollout.update(new())
+        with pytest.raises(FewbitError, match="another shape or type"):
+            rollout.collect(10)
+        with pytest.raises(FewbitError, match="closed"):
+            rollout.update(categorical())
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
+        (lambda a: fewbit.rl.rollout(a, "CartPole-v1", env_args={"f": lambda: 0}), "can be pickled"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", envs=0), "at least one"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", vector="sync"), "choose one of gymnasium"),
         (lambda a: fewbit.rl.rollout(a, "CartPole-v1", backend="mpi"), "choose process or ray"),

@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 from conftest import ROOT
-from test_rollout import categorical, collect, counted, named, names_actor, same
+from test_rollout import categorical, collect, counted, log_softmax_of, named, names_actor, of_bytes, same
 
 import fewbit
 
@@ -25,7 +26,11 @@ def test_the_data_is_that_of_the_processes(here):
     with fewbit.rl.rollout(categorical(), "CartPole-v1", seed=4, backend="ray") as rollout:
         assert rollout.update(categorical(seed=3)) == 1
         batch = rollout.collect(episodes=3)
+        rollout.update(of_bytes())
+        with pytest.raises(fewbit.FewbitError, match="another shape or type"):
+            rollout.collect(10)
     assert batch.version == 1 and len(list(batch.episodes())) == 3
+    np.testing.assert_allclose(batch.log_prob, log_softmax_of(categorical(seed=3), batch), atol=1e-12)
 
 
 def test_a_worker_that_dies_is_replaced_and_no_transition_is_counted_twice(here, tmp_path):

@@ -98,7 +98,11 @@ class Registers:
 
 def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
     """Every register for a batch of zeros: its shape, dtype, and value where no input reaches it."""
-    return reference.run(program, {k: np.zeros((rows, *s), program.input_dtypes[k]) for k, s in program.inputs.items()})
+    zeros = {k: np.zeros((rows, *s), program.input_dtypes[k]) for k, s in program.inputs.items()}
+    try:
+        return reference.run(program, zeros)
+    except (IndexError, ValueError, MemoryError) as e:
+        raise FewbitError(f"the graph cannot be run ({str(e).splitlines()[0][:200]}); export it again") from None
 
 
 def _inputs(step) -> list[str]:

@@ -3,15 +3,20 @@
 The graph's outputs stay what they were (to float rounding): tests/test_fold.py checks it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from fewbit.errors import FewbitError
+from fewbit.graph import read
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def const(value: ir.Value | None) -> np.ndarray | None:
@@ -68,7 +73,7 @@ def _constants(graph: ir.Graph) -> bool:
     def rewrite(graph: ir.Graph, node: ir.Node) -> bool:
         if any(o in graph.outputs for o in node.outputs) or len(node.outputs) != 1:
             return False
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or any(a.type in _GRAPHS for a in node.attributes.values()):
             return False
         feeds: dict[str, np.ndarray] = {}
         for value in node.inputs:
@@ -77,17 +82,33 @@ def _constants(graph: ir.Graph) -> bool:
                 return False
             if value is not None and array is not None:
                 feeds[value.name or ""] = array
-        proto, kind = ir.to_proto(node), onnx.helper.np_dtype_to_tensor_dtype
-        inputs = [onnx.helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in feeds.items()]
-        out = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name or "")
-        one = onnx.helper.make_model(
-            onnx.helper.make_graph([proto], "one", inputs, [out]), opset_imports=[onnx.helper.make_opsetid("", 21)]
-        )
-        (result,) = ReferenceEvaluator(one).run(None, feeds)
-        replace_node(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", np.asarray(result)))
+        result = _computed(node, feeds)
+        replace_node(graph, node, add_constant(graph, f"{node.outputs[0].name}.const", result))
         return True
 
     return _each(graph, rewrite)
+
+
+def _computed(node: ir.Node, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """The node's one output; refused before it is made where it is far larger than any network's, whatever the file says."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    inputs = [onnx.helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in feeds.items()]
+    numbers = [onnx.numpy_helper.from_array(a, n) for n, a in feeds.items() if a.size <= 16]  # shapes, counts, ends
+    out = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name or "")
+    graph = onnx.helper.make_graph([ir.to_proto(node)], "one", inputs, [out], numbers)
+    one = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.OPSET)])
+    try:
+        shape = onnx.shape_inference.infer_shapes(one, data_prop=True).graph.output[0].type.tensor_type.shape
+        count = math.prod(d.dim_value for d in shape.dim)
+        if count > read.MAX_ELEMENTS:
+            raise FewbitError(f"node {node.name} ({node.op_type}) makes a constant of {count} elements; export it again")
+        (result,) = ReferenceEvaluator(one).run(None, feeds)
+        return np.asarray(result)
+    except FewbitError:
+        raise
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise FewbitError(f"node {node.name} ({node.op_type}) cannot be computed ({reason}); export it again") from None
 
 
 def _identities(graph: ir.Graph) -> bool:

@@ -14,7 +14,7 @@ def read(model: ir.Model) -> dict[str, Any]:
     """The record, or {} where the file is not ours or its record cannot be read."""
     try:
         record = json.loads(model.metadata_props.get(KEY) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -3,10 +3,12 @@
 Everything that can go wrong in a file is caught here, so no later module meets a malformed graph.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 from onnx import numpy_helper, version_converter
 
@@ -14,6 +16,7 @@ from fewbit.errors import FewbitError
 
 OPSET = 21
 MAX_BYTES = 2 << 30  # protobuf's own limit
+MAX_ELEMENTS = 1 << 28  # of an array that no file holds but its text asks for: no network comes near
 
 
 def read(path: str | Path) -> ir.Model:
@@ -46,6 +49,7 @@ def prepare(proto: onnx.ModelProto) -> ir.Model:
             proto = version_converter.convert_version(proto, OPSET)
         if len(proto.graph.input) == 0 or len(proto.graph.output) == 0:
             raise FewbitError("the graph has no input or no output; export it again")
+        _check_sizes(proto)
         _free_batch(proto)
         return ir.from_proto(proto)
     except FewbitError:
@@ -75,6 +79,23 @@ def _check_tensor(t: onnx.TensorProto) -> None:
         raise FewbitError(f"initializer {t.name} does not hold the elements it declares; export it again") from None
     if array.dtype.kind == "f" and not np.isfinite(array).all() and not np.isinf(array).all():
         raise FewbitError(f"initializer {t.name} holds NaN or infinity; the network was not trained to the end")
+
+
+def _check_sizes(proto: onnx.ModelProto) -> None:
+    """Of whatever the graph takes, makes and gives, as far as the file tells: a few bytes can ask for any amount of memory."""
+    initializers = {t.name for t in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name not in initializers and any(d.HasField("dim_value") and d.dim_value < 1 for d in _dims(value)[1:]):
+            raise FewbitError(f"input {value.name} has a dimension of nothing; export it again")
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        known = [d.dim_value for d in _dims(value) if d.dim_value > 0]
+        if math.prod(known) > MAX_ELEMENTS:
+            raise FewbitError(f"tensor {value.name} would hold {' x '.join(map(str, known))} numbers; export it again")
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim)
 
 
 def _free_batch(proto: onnx.ModelProto) -> None:

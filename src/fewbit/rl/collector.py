@@ -64,26 +64,27 @@ class Collector:
     """Environments and what acts in them. Everything it does follows from the spec's seed, the actors and the orders."""
 
     def __init__(self, spec: Spec, actor: Actor):
-        self.spec, self.generation = spec, spec.seed[-1]
+        self.spec = spec
         sequence = np.random.SeedSequence(spec.seed)
         first, *seeds = (int(s) for s in sequence.generate_state(spec.envs + 1))
         self.noise = np.random.default_rng(first)
         self.vector = _VECTORS[spec.vector](spec, actor, seeds)
         self.block = max(STEPS, BLOCK // spec.envs)
         self.begun = False
-        self.episode = np.full(spec.envs, self.generation << 32, np.int64)
+        self.episode = np.full(spec.envs, (spec.seed[-1] << 32) - 1, np.int64)
         self.age = np.zeros(spec.envs, np.int64)
         self.starts = np.zeros(spec.envs, bool)
-        self.load(actor)
+        self.layout = self._follow(actor)
 
     def load(self, actor: Actor) -> None:
-        """Act with it from now on."""
+        """Act with it from now on; it observes and acts in the shapes and types of the one before."""
+        if self._follow(actor) != self.layout:
+            raise FewbitError("the new actor's observations or actions have another shape or type; start another rollout for it")
+
+    def _follow(self, actor: Actor) -> Layout:
         _fits(actor, self.vector.current, self.spec)
         self.explorer = explorer(actor.exploration, actor.engine(), self.spec.envs, self.block, self.noise, actor.dtype)
-        self.layout = Layout(
-            (self.vector.current.shape[1:], self.vector.current.dtype.str),
-            (self.explorer.actions.shape[2:], self.explorer.actions.dtype.str),
-        )
+        return Layout((actor.shape, actor.dtype.str), (self.explorer.actions.shape[2:], self.explorer.actions.dtype.str))
 
     def fill(self, columns: Columns, counters: np.ndarray, order: Order) -> bool:
         """Rows from the first on; True when all that was ordered is done. counters: steps made, steps committed."""
@@ -102,12 +103,13 @@ class Collector:
             self._commit(columns, slice(first, last), ends)
             counters[1] = last
             if left is not None and not left.any():
-                return True  # the next order begins anew
+                self.begun = False  # what `current` holds is no observation of now: the next order begins anew, whatever it is
+                return True
         return left is None
 
     def _begin(self) -> None:
         self.vector.reset()
-        self.episode += self.begun  # those that were going on have ended
+        self.episode += 1
         self.age[:], self.starts[:], self.begun = 0, False, True
 
     def _commit(self, columns: Columns, rows: slice, ends: Ends) -> None:

@@ -39,6 +39,10 @@ class Process:
 
     def __init__(self, spec: Spec, steps: int, update: Update):
         self.spec, self.steps = spec, steps
+        try:
+            first = pickle.dumps((spec, steps, update))
+        except Exception as e:
+            raise FewbitError(f"env_args cannot be sent to a worker ({e}); give values that can be pickled") from None
         ours, theirs = socket.socketpair()
         waiting, self.lifeline = os.pipe()
         self.memory = _memory()
@@ -59,7 +63,11 @@ class Process:
         self.buffer: mmap.mmap | None = None
         self.made, self.since, self.limit = 0, time.monotonic(), GRACE
         self.order: Order | None = None
-        self._send(pickle.dumps((spec, steps, update)))
+        try:
+            self._send(first)
+        except BaseException:  # Ctrl-C while it waits for room in the pipe
+            self.kill()
+            raise
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # it is gone, which whoever waits for its answer will find
@@ -134,7 +142,13 @@ class Processes:
 
     def __init__(self, specs: list[Spec], steps: int, update: Update, patience: float):
         self.steps, self.patience, self.latest = steps, patience, update
-        self.workers = [Process(s, steps, update) for s in specs]
+        self.workers: list[Process] = []
+        try:
+            for spec in specs:
+                self.workers.append(Process(spec, steps, update))
+        except BaseException:
+            self.close()
+            raise
 
     def update(self, update: Update) -> None:
         held = self.latest

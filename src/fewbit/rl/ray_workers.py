@@ -30,11 +30,10 @@ class Remote:
         self.steps, self.actor = steps, apply(update, None)
         self.collector, self.counts, self.columns = Collector(spec, self.actor), np.zeros(2, np.int64), {}  # type: ignore[var-annotated]
 
-    def load(self, update: Update) -> None:
-        self.actor = apply(update, self.actor)
-        self.collector.load(self.actor)
-
-    def fill(self, order: Order) -> tuple[Columns, bool]:
+    def fill(self, order: Order, *updates: Update) -> tuple[Columns, bool]:
+        for update in updates:
+            self.actor = apply(update, self.actor)
+            self.collector.load(self.actor)
         if not self.columns:
             layout, envs = self.collector.layout, self.collector.spec.envs
             self.columns = layout.columns(bytearray(layout.bytes(self.steps, envs)), self.steps, envs)
@@ -56,16 +55,19 @@ class RayWorkers:
         self.specs, self.steps, self.patience, self.latest = list(specs), steps, patience, update
         self.workers = [self.remote.remote(s, steps, update) for s in specs]
         self.warm = [False] * len(specs)
+        self.updates: list[list[Any]] = [[] for _ in specs]  # sent with the next order: calls of two threads keep no order
 
     def update(self, update: Update) -> None:
         held = self.latest
         self.latest = update if update[0] is not None else (held[0], *update[1:])
         sent = ray.put(update)
-        for worker in self.workers:
-            worker.load.remote(sent)
+        for waiting in self.updates:
+            waiting.append(sent)
 
     def fill(self, orders: dict[int, Order]) -> dict[int, Piece]:
-        running = {self.workers[k].fill.remote(order): k for k, order in orders.items()}
+        running = {self.workers[k].fill.remote(order, *self.updates[k]): k for k, order in orders.items()}
+        for k in orders:
+            self.updates[k] = []
         seen = {k: (0, time.monotonic()) for k in orders}
         pieces: dict[int, Piece] = {}
         while running:

@@ -101,6 +101,7 @@ class Rollout:
 
     def update(self, actor: Actor | str | Path | bytes) -> int:
         """Act with it from the next batch on; its version. Of a graph that the workers have, codes and scales alone travel."""
+        self._check_open()
         held = _actor(actor)
         self.backend.update((None, held.codes, held.exploration) if held.base is self.base else _whole(held))
         self.base = held.base
@@ -110,8 +111,7 @@ class Rollout:
     def collect(self, steps: int | None = None, episodes: int | None = None) -> Batch:
         """At least `steps` transitions, as many of every environment, going on where the last batch ended; or `episodes` whole
         episodes, begun anew, as many of every environment as well as it divides (so that short ones are not more likely)."""
-        if not self._end.alive:
-            raise FewbitError("this rollout is closed; start another one")
+        self._check_open()
         if (steps is None) == (episodes is None) or (steps or episodes or 0) < 1:
             raise FewbitError("collect either a number of steps or a number of episodes")
         try:
@@ -125,6 +125,10 @@ class Rollout:
             for k, piece in self.backend.fill({p.worker: p.order(self.backend.steps) for p in parts if not p.done}).items():
                 parts[k].take(piece)
         return joined([p.pieces for p in parts], self.version, [f for p in parts for f in p.faults])
+
+    def _check_open(self) -> None:
+        if not self._end.alive:
+            raise FewbitError("this rollout is closed; start another one")
 
     def close(self) -> None:
         """No process and no memory of it is left."""

@@ -13,8 +13,9 @@ from fewbit.sources import Declared, Source, digest
 
 def load(path: Path, state: Declared | None = None) -> Source:
     """state: of a file that remembers without LSTM or GRU operators, or without a record of it: {input: (output, initial)}."""
-    model = fold.fold(read.read(path))
+    model = read.read(path)
     try:
+        fold.fold(model)
         records = _records(model.graph, state) if state else metadata.state(model) or _seen(model.graph)
     except FewbitError as e:
         raise FewbitError(f"{path}: {e}") from None

@@ -67,7 +67,14 @@ def _build(archive: sb3_archive.Archive) -> BasePolicy:
         raise FewbitError(f"policy argument {sorted(unknown)[0]} is not known to the installed {cls.__name__}")
     if "lr_schedule" in accepted:
         kwargs["lr_schedule"] = lambda _: 0.0
-    policy = cls(observation_space=archive.observation_space, action_space=archive.action_space, **kwargs)
+    try:
+        _check_size(archive)
+        policy = cls(observation_space=archive.observation_space, action_space=archive.action_space, **kwargs)
+    except FewbitError:
+        raise
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [""])[0][:200]
+        raise FewbitError(f"{cls.__name__} cannot be made with the file's arguments ({type(e).__name__}: {reason})") from None
     wanted = policy.state_dict()
     state = {
         k.replace("action_net.weight", "action_net.0.weight") if k not in wanted else k: v for k, v in archive.state.items()
@@ -86,8 +93,24 @@ def _build(archive: sb3_archive.Archive) -> BasePolicy:
     return policy
 
 
+def _check_size(archive: sb3_archive.Archive) -> None:
+    """Refuse arguments that describe far more weights than the file holds, before anything is made of them."""
+    ends = sum(spaces.flatdim(s) for s in (archive.observation_space, archive.action_space))
+    widths = [512, *_whole(archive.kwargs)]  # the widest of the defaults
+    held = sum(v.numel() for v in archive.state.values())
+    if (ends + sum(widths)) * max(widths) > 64 * held + (1 << 24):
+        raise FewbitError(f"its arguments describe a network far larger than the {held} numbers that it holds; refused")
+
+
+def _whole(value: Any) -> list[int]:
+    """The whole numbers in nested arguments."""
+    if isinstance(value, dict | list | tuple):
+        return [n for v in (value.values() if isinstance(value, dict) else value) for n in _whole(v)]
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else []
+
+
 def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
-    if not archive.module.startswith(("stable_baselines3.", "sb3_contrib.")):
+    if not str(archive.module).startswith(("stable_baselines3.", "sb3_contrib.")):
         raise FewbitError(
             f"its policy class comes from {archive.module or 'nowhere'}; load the model yourself and pass the live object"
         )

@@ -7,8 +7,10 @@ The `data` JSON keeps a pickle and, beside it, the text of every field; only the
 import ast
 import io
 import json
+import math
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import torch
 
 from fewbit.errors import FewbitError
 
-MAX_MEMBER = 1 << 30
+MAX_BYTES = {"data": 64 << 20, "policy.pth": 1 << 30}  # of a member, unpacked
+MAX_SPACE = 1 << 24  # numbers in an observation or action
 _IGNORED = {":type:", ":serialized:", "optimizer_class", "optimizer_kwargs", "device", "lr_schedule", "n_env", "n_steps"}
 
 
@@ -40,12 +43,13 @@ def read(path: Path) -> Archive:
     try:
         with zipfile.ZipFile(path) as z:
             members = {i.filename: i for i in z.infolist()}
-            for name in ("data", "policy.pth"):
+            for name, most in MAX_BYTES.items():
                 if name not in members:
                     raise FewbitError(f"holds no {name}; this is no Stable-Baselines3 model")
-                if members[name].file_size > MAX_MEMBER:
+                if members[name].file_size > most:
                     raise FewbitError(f"its {name} unpacks to {members[name].file_size} bytes; refused")
             data, weights = json.loads(z.read("data")), z.read("policy.pth")
+        _check_unpacked(weights)
         state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
         return _archive(data, state)
     except FewbitError as e:
@@ -61,9 +65,21 @@ def read(path: Path) -> Archive:
         raise FewbitError(f"{path}: {reason}") from None
 
 
+def _check_unpacked(weights: bytes) -> None:
+    """policy.pth may itself be a zip file, of members that torch unpacks."""
+    if zipfile.is_zipfile(io.BytesIO(weights)):
+        with zipfile.ZipFile(io.BytesIO(weights)) as z:
+            size = sum(i.file_size for i in z.infolist())
+        if size > MAX_BYTES["policy.pth"]:
+            raise FewbitError(f"its policy.pth unpacks to {size} bytes; refused")
+
+
 def _archive(data: dict[str, Any], state: Any) -> Archive:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FewbitError("its policy.pth is no table of tensors")
+    large = next((k for k, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()), None)
+    if large is not None:
+        raise FewbitError(f"tensor {large} declares {list(state[large].shape)}, more than the file holds; refused")
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad is not None:
         raise FewbitError(f"tensor {bad} holds NaN or infinity; the training diverged")
@@ -138,17 +154,24 @@ def space(text: dict[str, Any]) -> spaces.Space:
             raise FewbitError("its dictionary observation space cannot be read from its text")
         return spaces.Dict(
             {
-                k: spaces.Box(_bound(lo), _bound(hi), tuple(int(d) for d in s.split(",") if d.strip()), np.dtype(t).type)
+                k: spaces.Box(_bound(lo), _bound(hi), _shape(d for d in s.split(",") if d.strip()), np.dtype(t).type)
                 for k, lo, hi, s, t in found
             }
         )
     if kind != "Box":
         raise FewbitError(f"a {kind} space is not supported")
     given = text.get("shape") or text.get("_shape")
-    shape = tuple(int(d) for d in (ast.literal_eval(given) if isinstance(given, str) else given or ()))
+    shape = _shape(ast.literal_eval(given) if isinstance(given, str) else given or ())
     dtype = np.dtype(str(text["dtype"])).type
     low, high = (_bounds(str(text[k]), shape, k) for k in ("low", "high"))
     return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)
+
+
+def _shape(dims: Iterable[Any]) -> tuple[int, ...]:
+    shape = tuple(int(d) for d in dims)
+    if math.prod(shape) > MAX_SPACE:
+        raise FewbitError(f"a space of shape {list(shape)} is refused")
+    return shape
 
 
 def _bound(text: str) -> float:
@@ -162,7 +185,7 @@ def _numbers(text: str) -> np.ndarray:
 
 def _bounds(text: str, shape: tuple[int, ...], which: str) -> np.ndarray:
     numbers = _numbers(text)
-    if numbers.size == int(np.prod(shape)):
+    if numbers.size == math.prod(shape):
         return numbers.reshape(shape)
     if numbers.size and np.ptp(numbers) == 0 or numbers.size and np.isinf(numbers).all():
         return np.full(shape, numbers[0])  # NumPy shortens large arrays with "..."; equal ends are taken for the middle
