@@ -7,6 +7,7 @@ import typer
 
 from fewbit.cli import common
 from fewbit.errors import FewbitError
+from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
 from fewbit.training import Training
 
@@ -44,8 +45,7 @@ def quantize(
 
     if out.suffix != ".onnx":
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
-    if not out.parent.is_dir():
-        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    check_writable(out, source)
     unfinished = out.with_name(f".{out.name}.training.part")
     with common.Bar() as bar:
         artifact = pipeline.quantize(
