@@ -46,6 +46,9 @@ def quantize(
     if out.suffix != ".onnx":
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
     check_writable(out, source)
+    if env is None and (keep is not None or env_arg):
+        option = "--keep" if keep is not None else "--env-arg"
+        raise FewbitError(f"{option} belongs to an environment to measure in; add --env ID")
     unfinished = out.with_name(f".{out.name}.training.part")
     with common.Bar() as bar:
         artifact = pipeline.quantize(
@@ -55,7 +58,7 @@ def quantize(
             Scheme(weights, activations, inputs, method, ranges, common.layer_formats(layer), target),
             normalizer,
             common.environment_arguments(env_arg),
-            keep or 0.95,
+            0.95 if keep is None else keep,
             episodes,
             seed,
             budget=budget,

@@ -37,6 +37,8 @@ def report(
 
     if out.suffix != ".html":
         raise FewbitError(f"{out}: the page's name must end in .html")
+    if text is not None and artifact.is_file():
+        raise FewbitError("--text is of a language model; a policy's page takes --observations")
     check_writable(out)
     with common.Bar() as bar:
         if artifact.is_dir():
