@@ -166,3 +166,36 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     finally:
         run.kill()
     assert run.returncode == 130 and "interrupted" in err and list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
+    x, policy = tmp_path / "x.npy", tmp_path / "policy.onnx"
+    np.save(x, np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    fewbit.quantize(DEMO, observations=x, scheme=fewbit.Scheme(method="rtn")).save(policy)
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").write_text("")
+    kept = policy.read_bytes()
+    go = ["quantize", DEMO, "--env", "Nosuch-v0", "-o"]  # the environment would be refused next
+    refused(*go, "/proc/out.onnx", folder=tmp_path, says="/proc/out.onnx: cannot be written")
+    refused(*go, tmp_path / "folder.onnx", folder=tmp_path, says="is a folder")
+    refused("report", policy, "-o", "/proc/out.html", folder=tmp_path, says="/proc/out.html: cannot be written")
+    refused("export", policy, "--to", "c", "-o", tmp_path / "file", folder=tmp_path, says="is a file; give the folder")
+    refused("quantize", policy, "-o", policy, "--observations", x, folder=tmp_path, says="would be lost")
+    refused("export", policy, "--to", "onnx", "--target", "tensorrt", "-o", "policy.onnx", folder=tmp_path, says="would be lost")
+    assert policy.read_bytes() == kept
+
+
+def test_options_that_would_do_nothing(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 17), np.float32))
+    go = ["quantize", DEMO, "-o", tmp_path / "out.onnx"]
+    without = [*go, "--observations", tmp_path / "x.npy"]
+    refused(*without, "--keep", "0.99", folder=tmp_path, says="--keep belongs to an environment")
+    refused(*without, "--env-arg", "a=1", folder=tmp_path, says="--env-arg belongs to an environment")
+    refused(*go, "--env", "HalfCheetah-v5", "--keep", "0", folder=tmp_path, says="--keep 0.0: give a share above 0")
+    refused(*go, "--env", "HalfCheetah-v5", "--seed", "-3", folder=tmp_path, says="--seed -3: give a whole number")
+    auto = [*go, "--env", "HalfCheetah-v5", "--weights", "auto"]
+    refused(*auto, "--method", "gptq", folder=tmp_path, says="leave out --method gptq")
+    measured = ["evaluate", tmp_path / "out.onnx", "--env", "HalfCheetah-v5"]
+    refused(*measured, "--keep", "0.9", folder=tmp_path, says="add --against SOURCE")
+    refused(*measured, "--executor", "tpu", folder=tmp_path, says="choose one of native, onnxruntime")
+    refused("inspect", tmp_path / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="--env belongs to --sensitivity")

@@ -204,6 +204,33 @@ def test_a_float_policy_runs_within_float32(tmp_path):
             assert np.array_equal(np.isfinite(got), finite)
 
 
+ACTIVATIONS = [
+    ("Gelu", {}),
+    ("Gelu", {"approximate": "tanh"}),
+    ("Mish", {}),
+    ("Erf", {}),
+    ("Selu", {"alpha": 1.5}),
+    ("Celu", {"alpha": 2.0}),
+    ("HardSigmoid", {"alpha": 0.3}),
+    ("HardSwish", {}),
+]
+
+
+def test_every_function_that_is_quantized_can_be_run():
+    """What graph/elementwise takes for one function of a layer's output, engine/float_ops must know, as ONNX Runtime does."""
+    from fewbit.engine.float_ops import OPS
+    from fewbit.graph.calibrate import session
+    from fewbit.graph.elementwise import ELEMENTWISE
+
+    assert set(OPS) >= ELEMENTWISE
+    x = np.concatenate([np.linspace(-30, 30, 2001), np.geomspace(1e-6, 1, 50)]).astype(np.float32)[:, None]
+    for op, attributes in ACTIVATIONS:
+        g = corpus.Graph(1)
+        proto = g.case(op, g.op(op, g.input(x), **attributes)).model
+        wanted = session(proto).run(None, {proto.graph.input[0].name: x})[0]
+        assert np.allclose(OPS[op](attributes, x.astype(np.float64)), wanted, rtol=1e-5, atol=1e-6), (op, attributes)
+
+
 def test_what_it_cannot_run_is_refused_by_name():
     g = corpus.Graph(2)
     x = g.input(np.zeros((2, 4)))

@@ -9,14 +9,38 @@ from fewbit.errors import FewbitError
 def write_whole(path: str | Path, content: bytes | str) -> int:
     """Write content (text as UTF-8) to path; its bytes. The folder must exist."""
     path, data = Path(path), content.encode() if isinstance(content, str) else content
+    check_writable(path)
+    part = _part(path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as e:
+        raise _refusal(path, e) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return len(data)
+
+
+def check_writable(path: str | Path, source: str | Path | None = None) -> None:
+    """Refuse, before any work is done for it, a path that write_whole could not write, or that is the source of that work."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise FewbitError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise FewbitError(f"{path}: is a folder; give the name of a file")
-    part = path.with_name(f".{path.name}.part")
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise FewbitError(f"{path}: is the file to read, and would be lost; give another name to write to")
+    part = _part(path)
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return len(data)
+        part.touch()
+        part.unlink()
+    except OSError as e:
+        raise _refusal(path, e) from None
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _refusal(path: Path, e: OSError) -> FewbitError:
+    return FewbitError(f"{path}: cannot be written ({e.strerror}); give a place that can be")

@@ -72,6 +72,10 @@ def quantize(
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
+    if env is not None:
+        from fewbit.rl.measure import check
+
+        check(episodes, keep, seed)
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
     _check_layers(original, scheme, budget)
     feeds = calibration(original, env, observations, env_args, seed)
@@ -83,9 +87,8 @@ def quantize(
         scheme = replace(scheme, layers=fit_budget(original, feeds, untrained, budget))
     if env is None:
         return _artifact(original, feeds, replace(scheme, method=ladder.BEST) if scheme.method == "auto" else scheme, None, how)
-    from fewbit.rl.measure import Baseline, check, measure
+    from fewbit.rl.measure import Baseline, measure
 
-    check(episodes, keep)
     baseline = Baseline(original.model, env, env_args, seed)
     load = quickest if scheme.target == "any" else targets.loader(scheme.target)
     recipe = {"env": env, "env_args": env_args or {}, "seed": seed}
@@ -295,8 +298,11 @@ def evaluate(
 
     executor: native (the reference where the engine cannot), or a runtime of targets.RUNTIMES, in which it is run and timed.
     """
-    from fewbit.rl.measure import Baseline, measure, without_original
+    from fewbit.rl.measure import Baseline, check, measure, without_original
 
+    check(episodes, keep, seed)
+    if executor not in ("native", *targets.RUNTIMES):
+        raise FewbitError(f"--executor {executor} is unknown; choose one of native, {', '.join(targets.RUNTIMES)}")
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
     load = quickest if executor == "native" else targets.runtime(executor, "--executor").load
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
@@ -310,21 +316,13 @@ def evaluate(
 def _check(scheme: qdq.Scheme) -> None:
     if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
         raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
+    if scheme.weights == "auto" and scheme.method != "auto":
+        raise FewbitError(f"--weights auto is a search, which chooses the method too; leave out --method {scheme.method}")
     if scheme.method == "qat" and scheme.target in qdq.SATURATING:
         raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
     if scheme.method not in ("dynamic", "auto", "qat"):
         solvers.method(scheme.method)
-    weights = (
-        "int8",
-        "int6",
-        "int4",
-        "int3",
-        "int2",
-        "ternary",
-        "int16",
-        *half.DTYPES,
-        *(["auto"] if scheme.method == "auto" else []),
-    )
+    weights = ("int8", "int6", "int4", "int3", "int2", "ternary", "int16", *half.DTYPES, "auto")
     for option, name, allowed in (
         ("--weights", scheme.weights, weights),
         ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),

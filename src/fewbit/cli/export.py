@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fewbit import targets
+from fewbit.files import check_writable
 from fewbit.observations import read_observations
 
 
@@ -28,6 +29,8 @@ def export(
     for option, path in (("raw_factors", raw_factors), ("raw_offsets", raw_offsets)):
         if path is not None:
             given[option] = read_observations(path)
+    if output.is_file():
+        check_writable(output, artifact)
     made = targets.export(artifact, to, output, **given)
     if json:
         print(jsonlib.dumps(made))

@@ -29,6 +29,8 @@ def inspect(
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
     if sensitivity:
         return _sensitivity(artifact, env, weights, episodes, json)
+    if env is not None:
+        raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
     model = read(artifact)
     program, record = lower(model), metadata.read(model)
     steps = [describe(s) for s in program.steps]

@@ -35,9 +35,9 @@ def main() -> None:
         _stop("interrupted; nothing was written", 130)
     except FewbitError as e:
         _stop(str(e), 2)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as e:
-        _stop(f"{e.filename}: {e.strerror}", 2)
     except Exception as e:
+        if isinstance(e, OSError) and e.filename is not None:
+            _stop(f"{e.filename}: {e.strerror}", 2)
         if not hasattr(e, "format_message"):
             raise
         _stop(e.format_message(), 2)

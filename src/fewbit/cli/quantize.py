@@ -7,6 +7,7 @@ import typer
 
 from fewbit.cli import common
 from fewbit.errors import FewbitError
+from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
 from fewbit.training import Training
 
@@ -44,8 +45,10 @@ def quantize(
 
     if out.suffix != ".onnx":
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
-    if not out.parent.is_dir():
-        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    check_writable(out, source)
+    if env is None and (keep is not None or env_arg):
+        option = "--keep" if keep is not None else "--env-arg"
+        raise FewbitError(f"{option} belongs to an environment to measure in; add --env ID")
     unfinished = out.with_name(f".{out.name}.training.part")
     with common.Bar() as bar:
         artifact = pipeline.quantize(
@@ -55,7 +58,7 @@ def quantize(
             Scheme(weights, activations, inputs, method, ranges, common.layer_formats(layer), target),
             normalizer,
             common.environment_arguments(env_arg),
-            keep or 0.95,
+            0.95 if keep is None else keep,
             episodes,
             seed,
             budget=budget,

@@ -30,13 +30,16 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Write one page, a single file, that shows what quantization did to a network."""
-    from fewbit.files import write_whole
+    from fewbit.files import check_writable, write_whole
     from fewbit.report.language import Options as LanguageOptions
     from fewbit.report.language import language
     from fewbit.report.policy import Options, policy
 
     if out.suffix != ".html":
         raise FewbitError(f"{out}: the page's name must end in .html")
+    if text is not None and artifact.is_file():
+        raise FewbitError("--text is of a language model; a policy's page takes --observations")
+    check_writable(out)
     with common.Bar() as bar:
         if artifact.is_dir():
             made = language(artifact, LanguageOptions(Path(against) if against else None, text, windows), bar)

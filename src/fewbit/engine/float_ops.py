@@ -3,6 +3,7 @@
 Each keeps its inputs' dtype: float32 when a program runs, float64 when a table's knots are computed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,31 @@ def _elu(a: dict, x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, x.dtype.type(a.get("alpha", 1.0)) * np.expm1(np.minimum(x, 0))).astype(x.dtype)
 
 
+def _selu(a: dict, x: np.ndarray) -> np.ndarray:
+    alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
+    return (gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))).astype(x.dtype)
+
+
+def _celu(a: dict, x: np.ndarray) -> np.ndarray:
+    alpha = a.get("alpha", 1.0)
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha)).astype(x.dtype)
+
+
+def _hard_sigmoid(a: dict, x: np.ndarray) -> np.ndarray:
+    return np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1).astype(x.dtype)
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """NumPy has none: the standard library's, number by number."""
+    return np.array([math.erf(v) for v in x.ravel()], x.dtype).reshape(x.shape)
+
+
+def _gelu(a: dict, x: np.ndarray) -> np.ndarray:
+    if a.get("approximate", "none") == "tanh":
+        return (x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))).astype(x.dtype)
+    return (x / 2 * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+
+
 def _conv(a: dict, x: np.ndarray, w: np.ndarray, b: Any = None) -> np.ndarray:
     seen = patches.gather(x, patches.window(a, w.shape[2:], "Conv"), 0, False)
     y = seen @ w.reshape(len(w), -1).T + (0 if b is None else b)
@@ -121,6 +147,13 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Relu": lambda a, x: np.maximum(x, 0),
     "LeakyRelu": lambda a, x: np.where(x >= 0, x, x * x.dtype.type(a.get("alpha", 0.01))),
     "Elu": _elu,
+    "Selu": _selu,
+    "Celu": _celu,
+    "Gelu": _gelu,
+    "Mish": lambda a, x: (x * np.tanh(np.logaddexp(0, x))).astype(x.dtype),
+    "Erf": lambda a, x: _erf(x),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda a, x: (x * np.clip(x / 6 + 0.5, 0, 1)).astype(x.dtype),
     "Softplus": lambda a, x: np.logaddexp(0, x).astype(x.dtype),
     "Tanh": lambda a, x: np.tanh(x),
     "Sigmoid": lambda a, x: _sigmoid(x),

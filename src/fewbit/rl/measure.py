@@ -152,17 +152,19 @@ def without_original(
     load: Callable[[ir.Model], Policy] = quickest,
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of one policy."""
-    check(episodes, 1.0)
+    check(episodes, 1.0, seed)
     policy, step = load(model), stepper(progress, "policy", 0, episodes)
     q = returns.episodes(policy, env, [seed + k for k in range(episodes)], env_args, 0, policy.inputs, step)[0]
     return alone(model, policy, env, q, seed)
 
 
-def check(episodes: int, keep: float) -> None:
+def check(episodes: int, keep: float, seed: int = 0) -> None:
     if episodes < 2:
         raise FewbitError(f"--episodes {episodes}: an interval needs at least 2")
     if not 0 < keep <= 1:
-        raise FewbitError(f"--keep {keep}: give a share between 0 and 1")
+        raise FewbitError(f"--keep {keep}: give a share above 0 and up to 1")
+    if seed < 0:
+        raise FewbitError(f"--seed {seed}: give a whole number of at least 0")
 
 
 def stepper(progress: Progress, what: str, start: int, of: int) -> Callable[[int], None]:

@@ -69,6 +69,8 @@ def export(
     """
     if layout not in LAYOUTS:
         raise FewbitError(f"--layout {layout} is unknown; choose one of {', '.join(LAYOUTS)}")
+    if out.exists() and not out.is_dir():
+        raise FewbitError(f"{out}: is a file; give the folder to write the C files into")
     model = read(artifact)
     if raw:
         model = take_integers(model, raw, np.ones(1) if raw_factors is None else raw_factors, raw_offsets)
