@@ -147,7 +147,7 @@ def test_our_own_kernels_say_where_such_weights_run(home, tmp_path):
 
 @pytest.mark.parametrize("kind", ggml.TYPES)
 def test_our_solver_loses_less_than_llama_cpps_under_the_same_inputs(kind):
-    """Matrix by matrix: its own quantizer, given the same second moments as importance."""
+    """Matrix by matrix: its own quantizer, without importance and under the same second moments."""
     kind = ggml.TYPES[kind]
     random = np.random.default_rng(0)
     mix = random.standard_normal((512, 512)) / 512**0.5 + np.eye(512)
@@ -159,15 +159,16 @@ def test_our_solver_loses_less_than_llama_cpps_under_the_same_inputs(kind):
         d = dequantized - weight.astype(np.float64)
         return float(((d @ gram) * d).sum())
 
+    own = []
     for given in (None, importance):
         data = llama_cpp.quantize(weight, kind.number, kind.row_bytes(512), given)
-        own = lost(ggml.unpack(data, 512, kind).dequantized())
+        own.append(lost(ggml.unpack(data, 512, kind).dequantized()))
     moments = methods.Moments(gram, {})
     solution = methods.solve({"a": weight}, {"a": GgmlGrid(kind)}, moments, methods.METHODS["auto"])["a"]
     packed = ggml.pack(GgmlGrid(kind).parts(solution))
     found = ggml.unpack(packed, 512, kind).dequantized()
     assert np.allclose(found, solution.dequantized(), atol=1e-6)
-    assert lost(found) < 0.75 * own
+    assert lost(found) < 0.75 * min(own)
     assert lost(found) < 0.75 * lost(grouped.clipped(weight, importance, GgmlGrid(kind)).dequantized())
 
 
