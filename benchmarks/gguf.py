@@ -1,11 +1,13 @@
 """What llama.cpp's types cost a language model, in llama.cpp: our files beside those of its own quantizer, the same token ids.
 
     python benchmarks/gguf.py MODEL -o benchmarks/results/gguf.jsonl [--only ours:q4_0 theirs:q4_0 f32] [--work FOLDER]
+    python benchmarks/gguf.py SMALL -o benchmarks/results/gguf_small.jsonl --types q4_k q5_k q6_k --window 512 --kl
     python benchmarks/gguf.py --table benchmarks/results/gguf.jsonl > benchmarks/results/gguf.md
 
-MODEL: the float32 checkpoint. Text and windows are benchmarks/llm.py's. "theirs" is ggml's quantizer on every Linear of the
-blocks (embedding and head in q8_0, as ours), "imatrix" the same under the importance of the calibration text, "rtn+imatrix" our
-search for scales under it. llama.cpp is the library in the wheel xllamacpp; it rounds activations to 8 bits.
+MODEL: the float32 checkpoint; SMALL: what benchmarks/small_llama.py trained. Text and windows are benchmarks/llm.py's. "theirs"
+is ggml's quantizer on every Linear of the blocks (embedding and head in q8_0, as ours), "imatrix" the same under the importance
+of the calibration text, "rtn+imatrix" our search for scales under it. llama.cpp is the library in the wheel xllamacpp; it rounds
+activations to 8 bits. in_fewbit: the perplexity that we compute, of the float model and of ours.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from llm import texts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-TYPES = ("q4_0", "q4_1", "iq4_nl", "q8_0")
+SMALL = ("q4_0", "q4_1", "iq4_nl", "q8_0")
+TYPES = (*SMALL, "q4_k", "q5_k", "q6_k")
 
 
 def theirs(model: Path, out: Path, kind_name: str, importance: dict[str, np.ndarray] | None) -> Path:
@@ -53,18 +56,18 @@ def theirs(model: Path, out: Path, kind_name: str, importance: dict[str, np.ndar
 
 
 def made(model: Path, work: Path, who: str, kind: str, calibration: Path) -> Path:
-    from fewbit.llm import export, imatrix
+    from fewbit.llm import export, imatrix, quantize
     from fewbit.llm.options import Options
 
-    out, importance = work / f"{who}-{kind}.gguf", work / "importance.gguf"
+    out, importance, folder = work / f"{who}-{kind}.gguf", work / "importance.gguf", work / f"out-{kind}"
     if out.exists():
         return out
     if "imatrix" in who and not importance.exists():
         squares, tokens = imatrix.measure(model, calibration, 64, 512)
         imatrix.write(importance, squares, tokens, calibration.name, 512)
     if who == "ours":
-        folder = work / f"out-{kind}"  # from a run before, if there is one
-        export.export(folder if folder.exists() else model, out, "gguf", "" if folder.exists() else kind, Options(), calibration)
+        quantize.quantize(model, folder, export.find("gguf").options(model, kind, Options()), calibration)
+        export.export(folder, out, "gguf")
     elif who == "rtn+imatrix":
         export.export(model, out, "gguf", kind, Options(method="rtn"), importance=importance)
     elif who == "f32":
@@ -74,32 +77,50 @@ def made(model: Path, work: Path, who: str, kind: str, calibration: Path) -> Pat
     return out
 
 
+def in_fewbit(folder: Path, windows: np.ndarray) -> dict[str, float]:
+    """The perplexity that `fewbit llm perplexity` gives on the same ids, if the folder is there still."""
+    import torch
+
+    from fewbit.llm import perplexity
+
+    if not folder.is_dir():
+        return {}
+    found = perplexity.perplexity(perplexity.load(folder), torch.from_numpy(windows), None)
+    return {"in_fewbit": found["perplexity"]}
+
+
 def table(path: Path) -> None:
     """Markdown, of each type over the most windows that all of its files were measured on; a later row counts."""
     rows = {(r["who"], r["type"], r["windows"]): r for r in map(json.loads, path.read_text().splitlines())}
-    titles = [
-        "type",
-        "windows",
-        "float32",
-        "llama.cpp",
-        "with a matrix",
-        "ours",
-        "over float",
-        "of its loss",
-        "with a matrix",
-        "MB",
-    ]
+    lines = [cells for kind in TYPES if (cells := line(rows, kind))]
+    titles = list(dict.fromkeys(title for cells in lines for title in cells))
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
-    for kind in TYPES:
-        for windows in sorted({key[2] for key in rows}, reverse=True):
-            wanted = [("f32", "f32", windows), *((who, kind, windows) for who in ("theirs", "imatrix", "ours"))]
-            if all(key in rows for key in wanted):
-                base, theirs, matrix, ours = (rows[key]["perplexity"] for key in wanted)
-                lost = ours - base
-                cells = [f"{x:.3f}" for x in (base, theirs, matrix, ours)]
-                cells += [f"{lost / base:.1%}", f"{lost / (theirs - base):.0%}", f"{lost / (matrix - base):.0%}"]
-                print(f"| {kind} | {windows} | " + " | ".join(cells) + f" | {rows[wanted[3]]['bytes'] / 1e6:.0f} |")
-                break
+    for cells in lines:
+        print("| " + " | ".join(cells.get(title, "") for title in titles) + " |")
+
+
+def line(rows: dict[tuple, dict], kind: str) -> dict[str, str]:
+    """Title -> cell."""
+    for windows in sorted({key[2] for key in rows}, reverse=True):
+        wanted = [("f32", "f32", windows), *((who, kind, windows) for who in ("theirs", "imatrix", "ours"))]
+        if all(key in rows for key in wanted):
+            base, *others = (rows[key]["perplexity"] for key in wanted)
+            plain, matrix, ours = (p - base for p in others)
+            found = {"type": kind, "windows": str(windows), "float32": f"{base:.3f}"}
+            found |= {title: f"{p:.3f}" for title, p in zip(("llama.cpp", "with its matrix", "ours"), others, strict=True)}
+            found |= {"over float": f"{ours / base:.2%}", "of its loss": f"{ours / plain:.0%}"}
+            found |= {"of its loss with a matrix": f"{ours / matrix:.0%}"}
+            found |= kl(*(rows[key] for key in wanted[1:]))
+            own = rows[wanted[3]].get("in_fewbit")
+            return found | {"in fewbit": f"{own:.3f}" if own else "", "MB": f"{rows[wanted[3]]['bytes'] / 1e6:.1f}"}
+    return {}
+
+
+def kl(theirs: dict, matrix: dict, ours: dict) -> dict[str, str]:
+    if not all("kl" in r for r in (theirs, matrix, ours)):
+        return {}
+    titles = ("KL: llama.cpp", "KL: with its matrix", "KL: ours")
+    return {title: f"{r['kl']:.2e}" for title, r in zip(titles, (theirs, matrix, ours), strict=True)}
 
 
 def main() -> None:
@@ -107,7 +128,10 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--only", nargs="*", help="WHO:TYPE, or f32")
+    parser.add_argument("--types", nargs="*", default=SMALL, help=f"of {', '.join(TYPES)}; those of 32 columns")
+    parser.add_argument("--kl", action="store_true", help="the divergence from the float32 file too, run beside")
     parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--window", type=int, default=1024, help="tokens of one")
     parser.add_argument("--work", type=Path, help="where files go; a temporary folder")
     parser.add_argument("--table", type=Path)
     a = parser.parse_args()
@@ -119,23 +143,21 @@ def main() -> None:
 
     from fewbit.llm import calibration as c
 
-    cases = a.only or ["f32", *(f"{who}:{kind}" for kind in TYPES for who in ("ours", "theirs", "imatrix", "rtn+imatrix"))]
+    cases = a.only or ["f32", *(f"{who}:{kind}" for kind in a.types for who in ("ours", "theirs", "imatrix", "rtn+imatrix"))]
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
         calibration, whole = texts(a.model, work)
-        windows = c.windows(c.tokens(a.model, whole), 1024, 4096, 0.5, a.windows, str(whole)).numpy()
+        windows = c.windows(c.tokens(a.model, whole), a.window, 4096, 0.5, a.windows, str(whole)).numpy()
+        base = made(a.model, work, "f32", "f32", calibration) if a.kl else None
         for case in cases:
             who, _, kind = case.partition(":")
             path, began = made(a.model, work, who, kind or who, calibration), time.perf_counter()
-            row = {
-                "who": who,
-                "type": kind or who,
-                "windows": a.windows,
-                "bytes": path.stat().st_size,
-                "perplexity": llama_cpp.perplexity(path, windows),
-            }
+            row = {"who": who, "type": kind or who, "windows": a.windows, "bytes": path.stat().st_size}
+            row |= llama_cpp.measured(path, windows, base) | {"measure_seconds": time.perf_counter() - began}
+            if who in ("ours", "f32"):
+                row |= in_fewbit(a.model if who == "f32" else work / f"out-{kind}", windows)
             with a.out.open("a") as f:
-                f.write(json.dumps(row | {"measure_seconds": time.perf_counter() - began}) + "\n")
+                f.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

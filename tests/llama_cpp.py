@@ -91,15 +91,24 @@ class Model:
         self._lib.llama_model_free(c.c_void_p(self._model))
 
 
-def perplexity(path: str | Path, windows: np.ndarray, threads: int = 1) -> float:
-    """windows [n, length] of ids: every position predicts the next."""
-    model, loss = Model(path, windows.shape[1], threads), 0.0
+def measured(path: str | Path, windows: np.ndarray, against: Path | None = None, threads: int = 1) -> dict[str, float]:
+    """windows [n, length] of ids: every position predicts the next. kl: the mean of KL(against || this), in nats."""
+    models = [Model(p, windows.shape[1], threads) for p in (path, against) if p]
+    loss, kl = 0.0, 0.0
     for ids in windows:
-        logits = model.logits(ids)[:-1].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        loss += float((np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), ids[1:]]).sum())
-    model.close()
-    return float(np.exp(loss / windows[:, 1:].size))
+        ours, *base = (_log_probabilities(m.logits(ids)[:-1]) for m in models)
+        loss -= ours[np.arange(len(ours)), ids[1:]].sum()
+        kl += sum((np.exp(p) * (p - ours)).sum() for p in base)
+    for model in models:
+        model.close()
+    count = windows[:, 1:].size
+    return {"perplexity": float(np.exp(loss / count))} | ({"kl": float(kl / count)} if against else {})
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def quantize(weight: np.ndarray, number: int, row_bytes: int, importance: np.ndarray | None = None) -> np.ndarray:

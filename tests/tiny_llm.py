@@ -23,9 +23,13 @@ FAMILIES = {
 
 
 def save(
-    folder: Path, family: str = "llama", seed: int = 0, shards: bool = False, dtype: torch.dtype = torch.float32, **shape
-) -> Path:
-    """A random model whose columns and norms differ in size, as a trained one's do; bytes are its tokens."""
+    folder: Path, family: str = "llama", seed: int = 0, shards: bool = False, dtype: torch.dtype = torch.float32, calm: float = 1,
+    **shape
+) -> Path:  # fmt: skip
+    """A random model whose columns and norms differ in size, as a trained one's do; bytes are its tokens.
+
+    calm: what the last norm is divided by; from about 5 on the logits of random ids are as even as a trained model's.
+    """
     name, own = FAMILIES[family]
     config = getattr(transformers, name)(**{**SHAPE, **own, **shape})
     torch.manual_seed(seed)
@@ -38,6 +42,7 @@ def save(
                 p.copy_(torch.randn_like(p) / p.shape[1] ** 0.5 * torch.exp(0.3 * torch.randn(p.shape[1])))
             else:
                 p.copy_(0.2 * torch.randn_like(p))
+        model.model.norm.weight /= calm
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
     _tokenizer().save_pretrained(folder)

@@ -6,6 +6,14 @@ from pathlib import Path
 from fewbit.errors import FewbitError
 
 
+def check_new(path: Path) -> None:
+    """Refuse, before any work, a name that is taken or whose folder does not exist."""
+    if path.exists():
+        raise FewbitError(f"{path}: exists; remove it or choose another name")
+    if not path.parent.is_dir():
+        raise FewbitError(f"{path}: the folder {path.parent} does not exist")
+
+
 def write_whole(path: str | Path, content: bytes | str) -> int:
     """Write content (text as UTF-8) to path; its bytes. The folder must exist."""
     path, data = Path(path), content.encode() if isinstance(content, str) else content

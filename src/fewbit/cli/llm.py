@@ -34,8 +34,6 @@ def quantize(
     from fewbit.llm import quantize as q
     from fewbit.llm.options import Options
 
-    if samples < 1 or length < 2:
-        raise FewbitError(f"--samples {samples} --length {length}: give at least one sample of two tokens")
     options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
     with common.Bar() as bar:
         record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)

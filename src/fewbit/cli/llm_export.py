@@ -47,8 +47,10 @@ def imatrix(
 ) -> int:
     """Write an importance matrix that llama.cpp's quantizer takes."""
     common.needs("llm", "torch", "safetensors", "transformers")
+    from fewbit import files
     from fewbit.llm import imatrix as i
 
+    files.check_new(out)
     with common.Bar() as bar:
         squares, tokens = i.measure(model, calibration, samples, length, bar)
     size = i.write(out, squares, tokens, calibration.name, length)

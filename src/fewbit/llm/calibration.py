@@ -27,6 +27,8 @@ def tokens(folder: Path, text: Path) -> torch.Tensor:
 
 def samples(ids: torch.Tensor, count: int, length: int, where: str) -> torch.Tensor:
     """int64 [count, length], spread evenly over the ids; they overlap where there are fewer than count * length."""
+    if count < 1 or length < 2:
+        raise FewbitError(f"--samples {count} --length {length}: give at least one sample of two tokens")
     if len(ids) < length + count - 1:
         raise FewbitError(
             f"{where}: {len(ids)} tokens are too few to calibrate on; {count} samples of {length} need {length + count - 1}"

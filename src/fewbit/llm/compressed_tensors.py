@@ -50,8 +50,10 @@ def check(source: Path, kind: str, given: Options) -> None:
         size = DIVISORS.get(kind, given.group_size if kind in WEIGHTS else 1)
         for name, shape in relayout.matrices(source).items():
             if shape[1] % size:
+                fit = ", ".join(str(g) for g in (128, 64, 32) if shape[1] % g == 0)
                 raise FewbitError(
                     f"{kind} in groups of {size} does not divide the {shape[1]} columns of {name.removesuffix('.weight')}"
+                    + (f"; give --group-size {fit}" if fit and kind in WEIGHTS else "")
                 )
 
 

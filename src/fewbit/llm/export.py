@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fewbit import files
 from fewbit.errors import FewbitError
 from fewbit.llm.options import Options
 
@@ -43,14 +44,15 @@ def export(
     from fewbit.llm import artifact, consumers, quantize
 
     place, given = find(to), given or Options()
-    if out.exists():
-        raise FewbitError(f"{out}: exists; remove it or choose another name")
-    if not out.parent.is_dir():
-        raise FewbitError(f"{out}: the folder {out.parent} does not exist")
+    files.check_new(out)
+    if not source.is_dir():
+        raise FewbitError(f"{source}: no such folder; give what `fewbit llm quantize` wrote, or the folder of a checkpoint")
     place.check(source, kind, given)
     if consumer:
         consumers.check(consumer, source, to, kind, given)
     if artifact.is_artifact(source) or place.plain_kind(kind, given):
+        if importance:
+            raise FewbitError(f"--imatrix {importance}: nothing is rounded under it on the way to this; leave it out")
         return place.export(source, out, kind, given)
     solved = out.with_name(f".{out.name}.solved")
     made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)

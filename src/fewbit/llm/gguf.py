@@ -73,8 +73,9 @@ def options(source: Path, kind: str, given: Options) -> Options:
 
 def _chosen(recipe: Recipe | None, kind: str, folder: Path) -> str:
     if recipe is None:
-        if kind not in (*FLOAT_TYPES, *ggml.TYPES):
-            raise FewbitError(f"--type {kind}: of a float checkpoint choose {', '.join((*FLOAT_TYPES, *ggml.TYPES))}")
+        kinds = (*FLOAT_TYPES, *ggml.TYPES)
+        if kind not in kinds:
+            raise FewbitError(f"--type {kind or 'is not given'}: of a float checkpoint choose {', '.join(kinds)}")
         return kind
     held = holder(recipe.default, str(folder))
     if kind not in ("", held):

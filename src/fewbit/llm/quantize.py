@@ -17,7 +17,7 @@ from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.numerics import ggml
 
-VERSION = 3  # of the walk: one that makes other bytes has another number
+VERSION = 4  # of the walk: one that makes other bytes has another number
 
 
 def quantize(

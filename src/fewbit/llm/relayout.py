@@ -35,7 +35,7 @@ def check(folder: Path, kind: str, kinds: tuple[str, ...]) -> Recipe | None:
     """recipe_of, once the kind is one of kinds, and of an artifact its own."""
     recipe = recipe_of(folder)
     if recipe is None and kind not in kinds:
-        raise FewbitError(f"--type {kind}: of a float checkpoint choose {', '.join(kinds)}")
+        raise FewbitError(f"--type {kind or 'is not given'}: of a float checkpoint choose {', '.join(kinds)}")
     if recipe is not None:
         own = recipe.default.weights
         if own not in WEIGHTS or own not in kinds:

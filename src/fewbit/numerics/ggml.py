@@ -14,6 +14,7 @@ import numpy as np
 from fewbit.errors import FewbitError
 
 SMALLEST = np.float32(2.0**-24)  # of float16
+STRETCHES = (1.0, 0.996, 0.998, 1.002, 1.004)  # of a record's factor; 1 first, so that what is held stays
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # iq4_nl's levels
 
 
@@ -97,15 +98,26 @@ def _factors(values: np.ndarray, kind: Type, which: int) -> tuple[np.ndarray, np
         return np.zeros_like(values), np.zeros_like(values)
     if not most:
         return _half(values), np.ones_like(values)
-    groups = kind.block // kind.group
-    blocks = values.reshape(len(values), -1, groups)
+    blocks = values.reshape(len(values), -1, kind.block // kind.group)
+    d, whole = _fitted(blocks, most, -most if kind.zero is not None else 0)
+    return np.broadcast_to(d, blocks.shape).reshape(values.shape), whole.reshape(values.shape)
+
+
+def _fitted(blocks: np.ndarray, most: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """(factor [out, records, 1], integers from least to most) whose products are nearest to blocks [out, records, groups].
+
+    The largest takes the integer `most` even where the factor is so small that its rounding shows, so that it can be found again.
+    """
     size = np.abs(blocks)
     largest = size.max(axis=2, keepdims=True)
-    d = np.maximum(_half(largest / most), SMALLEST)
-    whole = np.clip(np.rint(blocks / d), -most if kind.zero is not None else 0, most)
-    # The largest takes the largest integer even where d is so small that its rounding shows, so that d can be found again.
-    whole = np.where((size == largest) & (size > 0), np.sign(blocks) * most, whole)
-    return np.broadcast_to(d, blocks.shape).reshape(values.shape), whole.reshape(values.shape)
+    best_d, best, lost = np.zeros_like(largest), np.zeros_like(blocks), np.full_like(largest, np.inf)
+    for stretch in STRETCHES:
+        d = np.maximum(_half(largest / most * np.float32(stretch)), SMALLEST)
+        whole = np.where((size == largest) & (size > 0), np.sign(blocks) * most, np.clip(np.rint(blocks / d), least, most))
+        error = ((d * whole - blocks) ** 2).sum(axis=2, keepdims=True)
+        better = error < lost
+        best_d, best, lost = np.where(better, d, best_d), np.where(better, whole, best), np.where(better, error, lost)
+    return best_d, best
 
 
 def _half(x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from fewbit.errors import FewbitError
 from fewbit.numerics import ggml
 
 SHARES = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5], np.float32)  # of a group's range, for its scale
-FINE = np.array([1.0, 1.06, 1.03, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7, 0.6], np.float32)  # where a minimum is free
+CENTRED = np.array([1.0, 0.91, 0.85, 0.8, 0.7], np.float32)  # where a minimum is free: the middle of the range stays,
+STEPS = np.arange(-0.9, 1.0, 0.2, dtype=np.float32)  # or its low end; the high one is so many steps nearer (llama.cpp's search)
 TINY = 6.2e-5  # below float16's normal numbers: the scale of a group of zeros
 LEAST = 1e-6  # the same of llama.cpp's, where a zero is not always a level: such a group's scale is next to nothing
 
@@ -141,9 +142,11 @@ class GgmlGrid:
         if self.offset:
             low, high = w.min(axis=2), np.maximum(w.max(axis=2), 0 if self._positive else -np.inf)
             low = np.minimum(low, 0) if self._positive else low
-            for share in FINE:
+            for share in CENTRED:
                 middle = (high + low) / 2 * (0 if self._positive else 1 - share)
                 yield self._safe((high - low) * share / self.type.top, -(low * share + middle))
+            for steps in STEPS:
+                yield self._safe((high - low) / (self.type.top + steps), -low)
             return
         far, near = self._ends()
         reach = np.take_along_axis(w, np.abs(w).argmax(axis=2)[..., None], axis=2)[..., 0]

@@ -32,7 +32,7 @@ def clipped(weight: np.ndarray, importance: np.ndarray, grid: AnyGrid) -> Soluti
     for scale, zero in grid.starts(w):
         if not least.size:
             best_scale, best_zero, least = scale.copy(), zero.copy(), np.full(scale.shape, np.inf, np.float32)
-        for _ in range(2):
+        for _ in range(3 if grid.offset else 2):  # two unknowns settle more slowly than one
             u = grid.round(w / scale[..., None], zero[..., None]) - zero[..., None]
             error = (((u * scale[..., None] - w) ** 2) * cost).sum(axis=2)
             better = error < least
