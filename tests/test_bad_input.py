@@ -61,6 +61,12 @@ def test_environments_and_options(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 17), np.float32))
     refused(*go, "--observations", tmp_path / "x.npy", "--weights", "auto", folder=tmp_path, says="a search measures")
     refused(*go, "--observations", tmp_path / "x.npy", "--method", "magic", folder=tmp_path, says="method magic is unknown")
+    refused(*go, "--env", "HalfCheetah-v5", "--keep", "0", folder=tmp_path, says="a share between 0 and 1")
+    refused("evaluate", DEMO, "--env", "HalfCheetah-v5", "--keep", "0.9", folder=tmp_path, says="--against SOURCE")
+    refused("evaluate", DEMO, "--env", "HalfCheetah-v5", "--episodes", "1", folder=tmp_path, says="at least 2")
+    (tmp_path / "a.pt").touch()
+    torchscript = ("quantize", tmp_path / "a.pt", "--trust-torchscript", "-o", tmp_path / "out.onnx", "--env", "HalfCheetah-v5")
+    refused(*torchscript, "--normalizer", tmp_path / "x.npy", folder=tmp_path, says="belongs to a Stable-Baselines3 zip")
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fewbit.cli import common
+from fewbit.errors import FewbitError
 
 
 def evaluate(
@@ -24,13 +25,15 @@ def evaluate(
     """Run a policy in its environment and say what share of the float return it kept."""
     from fewbit import pipeline
 
+    if keep is not None and against is None:
+        raise FewbitError(f"--keep {keep}: a share of what the float source gets; give it with --against SOURCE")
     with common.Bar() as bar:
         record = pipeline.evaluate(
             artifact,
             env,
             against,
             common.environment_arguments(env_arg),
-            keep or 0.95,
+            0.95 if keep is None else keep,
             episodes,
             seed,
             normalizer,

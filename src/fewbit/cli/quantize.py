@@ -55,7 +55,7 @@ def quantize(
             Scheme(weights, activations, inputs, method, ranges, common.layer_formats(layer), target),
             normalizer,
             common.environment_arguments(env_arg),
-            keep or 0.95,
+            0.95 if keep is None else keep,
             episodes,
             seed,
             budget=budget,
