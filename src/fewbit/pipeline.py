@@ -295,9 +295,8 @@ def evaluate(
 
     executor: native (the reference where the engine cannot), or a runtime of targets.RUNTIMES, in which it is run and timed.
     """
-    from fewbit.rl.measure import Baseline, check, measure, without_original
+    from fewbit.rl.measure import Baseline, measure, without_original
 
-    check(episodes, keep)
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
     load = quickest if executor == "native" else targets.runtime(executor, "--executor").load
     size = len(artifact.to_bytes()) if isinstance(artifact, Artifact) else Path(artifact).stat().st_size
