@@ -164,3 +164,12 @@ def test_granularity_equals_the_onnx_reference(name, axis, group_size):
     q, y = ReferenceEvaluator(model).run(None, {"x": x})
     assert np.array_equal(affine.to_codes(x, p).astype(int), q.astype(int))
     assert np.array_equal(affine.to_floats(affine.to_codes(x, p), p), y)
+
+
+def test_a_power_of_two_reaches_what_it_is_for_and_is_never_zero():
+    fmt = INTEGERS["int16"]
+    for largest in (1e-30, 0.1, 1.0, 32767.0, 32768.0, 3e38):
+        scale = affine.power_of_two_scale(largest, fmt)
+        assert np.frexp(scale)[0] == 0.5 and scale * fmt.quant_max >= largest > scale / 2 * fmt.quant_max
+    for none in (0.0, 1e-44):
+        assert affine.power_of_two_scale(none, fmt) == 1

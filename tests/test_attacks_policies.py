@@ -4,6 +4,7 @@ import io
 import json
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fewbit.errors import FewbitError
 torch = pytest.importorskip("torch")
 pytest.importorskip("stable_baselines3")
 
-from fewbit.sources import sb3  # noqa: E402
+from fewbit.sources import normalizer, sb3  # noqa: E402
 
 HUGE = 1 << 34
 ONE, SIZE = np.ones(1, np.float32), np.array([HUGE])
@@ -117,3 +118,17 @@ def test_a_zip_that_lies_is_refused(tmp_path, lie):
 def test_a_tensor_that_declares_more_than_is_held_is_refused(tmp_path):
     path = policy(tmp_path / "a.zip", lambda data: None, **{"actor.mu.bias": torch.zeros(1).expand(HUGE)})
     refused(sb3.build, path)
+
+
+def test_a_pickle_does_not_make_one_text_many(tmp_path):
+    """Two hundred times the bytes of a megabyte, from its memo."""
+    text, again = "a" * (1 << 20), b"h\x00h\x01h\x02\x86R"
+    head = b"\x80\x02c_codecs\nencode\nq\x00X" + len(text).to_bytes(4, "little") + text.encode() + b"q\x01"
+    (tmp_path / "v.pkl").write_bytes(head + b"X\x06\0\0\0latin1q\x02" + again * 200 + b".")
+    refused(normalizer.read, tmp_path / "v.pkl")
+
+
+def test_a_normalizer_whose_mean_and_variance_differ_in_shape_is_refused():
+    rms = SimpleNamespace(mean=np.zeros(17), var=np.ones(()))
+    with pytest.raises(FewbitError, match="which differ"):
+        normalizer._normalizer({"norm_obs": True, "obs_rms": rms, "epsilon": 1e-8, "clip_obs": 10.0})

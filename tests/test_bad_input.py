@@ -10,12 +10,14 @@ import time
 import zipfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from conftest import ROOT
 
 import fewbit
 from fewbit import sources
+from fewbit.rl import returns
 
 DEMO = ROOT / "demo" / "halfcheetah.zip"
 FEWBIT = [sys.executable, "-c", "from fewbit.cli.main import main; main()"]
@@ -61,6 +63,11 @@ def test_environments_and_options(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 17), np.float32))
     refused(*go, "--observations", tmp_path / "x.npy", "--weights", "auto", folder=tmp_path, says="a search measures")
     refused(*go, "--observations", tmp_path / "x.npy", "--method", "magic", folder=tmp_path, says="method magic is unknown")
+    refused(*go, "--env", "HalfCheetah-v5", "--keep", "0", folder=tmp_path, says="a share between 0 and 1")
+    refused("evaluate", DEMO, "--env", "HalfCheetah-v5", "--keep", "0.9", folder=tmp_path, says="--against SOURCE")
+    (tmp_path / "a.pt").touch()
+    torchscript = ("quantize", tmp_path / "a.pt", "--trust-torchscript", "-o", tmp_path / "out.onnx", "--env", "HalfCheetah-v5")
+    refused(*torchscript, "--normalizer", tmp_path / "x.npy", folder=tmp_path, says="belongs to a Stable-Baselines3 zip")
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 
@@ -69,6 +76,16 @@ def test_an_environment_whose_package_is_missing_names_the_extra(tmp_path):
     go = [sys.executable, "-c", code, "quantize", str(DEMO), "-o", "out.onnx", "--env", "HalfCheetah-v5"]
     done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and 'pip install "fewbit[mujoco]"' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_an_environment_that_fails_without_a_word():
+
+    def silent():
+        raise AssertionError
+
+    gymnasium.register("Silent-v0", silent)
+    with pytest.raises(fewbit.FewbitError, match="Silent-v0 cannot be made: AssertionError"):
+        returns.make("Silent-v0")
 
 
 def test_an_environment_that_returns_nan(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Exploration: draws have the distribution that they claim, log-probabilities are torch's, everything comes from the seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,11 @@ def test_the_record_comes_back():
         (lambda: Exploration("boltzmann"), "choose one of deterministic"),
         (lambda: Exploration("gaussian", LOW, HIGH), "these need one"),
         (lambda: Exploration("epsilon", epsilon=2.0), "probability"),
+        (lambda: Exploration("gsde", LOW, HIGH, np.ones((3, 2)), every=-1), "number of steps"),
+        (lambda: explore.read(KINDS["gaussian"].record() | {"low": [10**400, 1]}), "damaged"),
+        (lambda: explorer(replace(KINDS["gaussian"], low=LOW[:1]), network("gaussian"), 1, 1, 0), "those of 2 actions"),
+        (lambda: explorer(replace(KINDS["gaussian"], std=np.ones(3)), network("gaussian"), 1, 1, 0), "those of 2 actions"),
+        (lambda: explorer(replace(KINDS["gsde"], shape=(7,)), network("gsde"), 1, 1, 0), "those of 2 actions"),
         (lambda: explorer(KINDS["squashed"], network("gaussian"), 1, 1, 0), "mean, log_std"),
         (lambda: explorer(Exploration("squashed"), network("squashed"), 1, 1, 0), "bounds"),
     ],

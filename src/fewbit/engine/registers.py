@@ -10,7 +10,7 @@ import numpy as np
 from fewbit.engine import reference
 from fewbit.engine.flat import TYPES, Call, Layout, Register, runs
 from fewbit.engine.program import Add, Float, Multiply, Program
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, first_line
 
 
 class Registers:
@@ -102,7 +102,7 @@ def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
     try:
         return reference.run(program, zeros)
     except (IndexError, ValueError, MemoryError) as e:
-        raise FewbitError(f"the graph cannot be run ({str(e).splitlines()[0][:200]}); export it again") from None
+        raise FewbitError(f"the graph cannot be run ({first_line(e)}); export it again") from None
 
 
 def _inputs(step) -> list[str]:

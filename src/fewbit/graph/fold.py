@@ -13,7 +13,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, first_line
 from fewbit.graph import read
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -107,8 +107,7 @@ def _computed(node: ir.Node, feeds: dict[str, np.ndarray]) -> np.ndarray:
     except FewbitError:
         raise
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise FewbitError(f"node {node.name} ({node.op_type}) cannot be computed ({reason}); export it again") from None
+        raise FewbitError(f"node {node.name} ({node.op_type}) cannot be computed ({first_line(e)}); export it again") from None
 
 
 def _identities(graph: ir.Graph) -> bool:

@@ -12,7 +12,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx import numpy_helper, version_converter
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, first_line
 
 OPSET = 21
 MAX_BYTES = 2 << 30  # protobuf's own limit
@@ -55,8 +55,7 @@ def prepare(proto: onnx.ModelProto) -> ir.Model:
     except FewbitError:
         raise
     except Exception as e:
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise FewbitError(f"the graph is not valid ({first}); export it again") from None
+        raise FewbitError(f"the graph is not valid ({first_line(e)}); export it again") from None
 
 
 def _check_tensor(t: onnx.TensorProto) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.llm.source import Source
 
 PROBE = 64  # tokens
@@ -77,7 +77,7 @@ def build(folder: Path) -> nn.Module:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     except Exception as e:  # transformers raises anything, from KeyError to its own, in many lines
-        raise FewbitError(f"{folder}: transformers makes no causal model of it: {_first_line(e)}") from None
+        raise FewbitError(f"{folder}: transformers makes no causal model of it: {first_line(e)}") from None
 
 
 def read(source: Source) -> Structure:
@@ -105,10 +105,6 @@ def _outer_needed(structure: Structure) -> list[str]:
         getattr(structure.model, "all_tied_weights_keys", None) or getattr(structure.model, "_tied_weights_keys", None) or ()
     )
     return [n for n in structure.model.state_dict() if not n.startswith(structure.prefix) and n not in tied]
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 
 def fill(structure: Structure, module: nn.Module, prefix: str) -> None:

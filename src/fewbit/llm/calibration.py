@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 
 
 def tokens(folder: Path, text: Path) -> torch.Tensor:
@@ -20,8 +20,7 @@ def tokens(folder: Path, text: Path) -> torch.Tensor:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:
-        detail = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise FewbitError(f"{folder}: its tokenizer cannot be loaded: {detail}") from None
+        raise FewbitError(f"{folder}: its tokenizer cannot be loaded: {first_line(e)}") from None
     return torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 

@@ -96,8 +96,8 @@ def asymmetric_scale(low: np.ndarray | float, high: np.ndarray | float, fmt: Int
 
 
 def power_of_two_scale(max_abs: float, fmt: IntFormat) -> np.float32:
-    """The smallest power of two whose range reaches max_abs (S1): dividing and multiplying by it agree."""
-    if not max_abs > 0:
+    """The smallest power of two whose range reaches max_abs (S1): dividing and multiplying by it agree; 1 for zero."""
+    if not max_abs / fmt.quant_max >= TINY:
         return np.float32(1)
     return np.float32(2.0 ** np.ceil(np.log2(max_abs / fmt.quant_max)))
 

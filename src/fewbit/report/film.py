@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine.policy import Policy
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.report.episodes import trace
 from fewbit.rl.returns import make
 
@@ -31,7 +31,7 @@ def film(policies: dict[str, Policy], env: str, arguments: dict[str, Any], seed:
             rate = fps / every
             found = trace(policy, made, seed, int(seconds * fps), every, _view)
         except Exception as e:
-            raise FewbitError(f"{env} cannot be filmed here: {str(e).splitlines()[0][:200]}") from None
+            raise FewbitError(f"{env} cannot be filmed here: {first_line(e)}") from None
         finally:
             made.close()
         strips.append([_fit(image) for image in found.images])

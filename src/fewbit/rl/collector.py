@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 
 from fewbit.engine import native
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.rl import returns
 from fewbit.rl.actor import Actor
 from fewbit.rl.experience import Columns, Layout
@@ -197,7 +197,7 @@ class EnvPool:
                 **(spec.env_args or {}),
             )
         except Exception as e:
-            raise FewbitError(f"environment {spec.env} cannot be made by EnvPool: {str(e).splitlines()[0][:200]}") from None
+            raise FewbitError(f"environment {spec.env} cannot be made by EnvPool: {first_line(e)}") from None
         self.action_space = self.pool.action_space
         self.dtype, self.over = actor.dtype, np.zeros(spec.envs, bool)
         self.current = np.zeros((spec.envs, *(self.pool.observation_space.shape or ())), actor.dtype)

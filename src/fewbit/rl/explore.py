@@ -57,6 +57,8 @@ class Exploration:
             raise FewbitError(f"exploration {self.kind}: a std is for gaussian and gsde, and these need one")
         if not 0 <= self.epsilon <= 1:
             raise FewbitError(f"epsilon {self.epsilon}: a probability is expected")
+        if not isinstance(self.squash, bool) or not isinstance(self.every, int) or not 0 <= self.every < 1 << 31:
+            raise FewbitError(f"every {self.every}, squash {self.squash}: a number of steps and true or false are expected")
 
     def record(self) -> dict[str, Any]:
         """As JSON; `read` is its inverse."""
@@ -68,7 +70,7 @@ def read(record: dict[str, Any]) -> Exploration:
     try:
         arrays = {k: None if record[k] is None else np.asarray(record[k], np.float32) for k in ("low", "high", "std")}
         return Exploration(**(record | arrays | {"shape": tuple(int(n) for n in record["shape"])}))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise FewbitError(f"its record of the exploration is damaged ({str(record)[:80]}); make the actor again") from None
 
 
@@ -138,6 +140,12 @@ class _Continuous(Explorer):
         e, like = self.exploration, self.heads[0]
         if e.low is None or e.high is None:
             raise FewbitError(f"exploration {e.kind} needs the bounds of the actions")
+        width = math.prod(like.shape[2:])
+        deviations = (width,) if len(self.heads) == 1 else (self.heads[1].shape[-1], width)
+        if {e.low.size, e.high.size, math.prod(e.shape)} != {width} or (e.std is not None and e.std.shape != deviations):
+            raise FewbitError(
+                f"the exploration's bounds, std and shape are not those of {width} actions, which the network gives"
+            )
         self.squash = e.squash or e.kind == "squashed"
         self.actions = np.zeros_like(like)
         self.before = np.zeros_like(like) if self.squash else self.actions

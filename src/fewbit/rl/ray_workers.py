@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.rl.collector import Collector, Order, Spec
 from fewbit.rl.experience import Columns, Fault
 from fewbit.rl.processes import GRACE, LOOK, Piece
@@ -87,9 +87,9 @@ class RayWorkers:
             columns, done = ray.get(ref)
         except RayTaskError as e:
             cause = e.cause if isinstance(e.cause, Exception) else e
-            raise FewbitError(f"worker {k}: {str(cause).strip().splitlines()[0][:300]}") from None
+            raise FewbitError(f"worker {k}: {first_line(cause)}") from None
         except RayActorError as e:
-            return self._replaced(k, f"died ({str(e).strip().splitlines()[0][:100]})")
+            return self._replaced(k, f"died ({first_line(e)})")
         self.warm[k] = True
         return Piece({name: np.array(v) for name, v in columns.items()}, done)
 

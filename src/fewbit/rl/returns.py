@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine.policy import EPISODE
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 
 try:
     import gymnasium
@@ -38,16 +38,14 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             if missing
             else "install the package that provides it, or put it on PYTHONPATH"
         )
-        raise FewbitError(
-            f"environment {env} needs a package that is not installed ({str(e).splitlines()[0][:120]}); {hint}"
-        ) from None
+        raise FewbitError(f"environment {env} needs a package that is not installed ({first_line(e)}); {hint}") from None
     except Exception as e:
         if type(e).__name__ == "DependencyNotInstalled":
             missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
             raise FewbitError(
                 f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"'
             ) from None
-        raise FewbitError(f"environment {env} cannot be made: {str(e).splitlines()[0][:200]}") from None
+        raise FewbitError(f"environment {env} cannot be made: {first_line(e)}") from None
 
 
 def _hush_mujoco() -> None:

@@ -109,8 +109,8 @@ class Rollout:
         return self.version
 
     def collect(self, steps: int | None = None, episodes: int | None = None) -> Batch:
-        """At least `steps` transitions, as many of every environment, going on where the last batch ended; or `episodes` whole
-        episodes, begun anew, as many of every environment as well as it divides (so that short ones are not more likely)."""
+        """At least `steps` transitions, as many of every environment, going on where the last batch of steps ended; or `episodes`
+        whole ones, begun anew, as many of every environment as well as it divides (so that short ones are not more likely)."""
         self._check_open()
         if (steps is None) == (episodes is None) or (steps or episodes or 0) < 1:
             raise FewbitError("collect either a number of steps or a number of episodes")

@@ -72,9 +72,9 @@ def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: boo
         from fewbit.sources import sb3
 
         return sb3.load(path, Path(normalizer) if normalizer else None)
+    if normalizer and path.suffix != ".zip":
+        raise FewbitError(f"{path}: --normalizer belongs to a Stable-Baselines3 zip; another source holds its own")
     if path.suffix == ".onnx":
-        if normalizer:
-            raise FewbitError(f"{path}: --normalizer belongs to a Stable-Baselines3 zip; an ONNX file holds its own")
         from fewbit.sources import onnx_file
 
         return onnx_file.load(path, state)

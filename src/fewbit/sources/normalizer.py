@@ -7,6 +7,7 @@ name (os.system, builtins.eval, …) is refused before anything is called.
 import io
 import pickle
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *rest: Any
     return np.frombuffer(data, _dtype(np.dtype(dtype).str)).reshape(shape, order="F" if order == "F" else "C")
 
 
+@lru_cache(8)  # a pickle may ask for the bytes of one long text any number of times
 def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
@@ -142,6 +144,8 @@ def _normalizer(state: dict[str, Any]) -> Normalizer | None:
     mean = {k: np.asarray(v.mean, np.float64) for k, v in by_name.items()}
     var = {k: np.asarray(v.var, np.float64) for k, v in by_name.items()}
     for name, array in [*mean.items(), *var.items()]:
+        if mean[name].shape != var[name].shape:
+            raise FewbitError(f"mean and variance are {list(mean[name].shape)} and {list(var[name].shape)}, which differ")
         if not np.isfinite(array).all():
             raise FewbitError(f"the statistics of observation {name or 'observation'} hold NaN or infinity")
     epsilon, clip = float(state["epsilon"]), float(state["clip_obs"])

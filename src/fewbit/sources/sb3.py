@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.sources import Source, digest
 from fewbit.sources.normalizer import Normalizer
 from fewbit.sources.normalizer import read as read_normalizer
@@ -73,8 +73,7 @@ def _build(archive: sb3_archive.Archive) -> BasePolicy:
     except FewbitError:
         raise
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [""])[0][:200]
-        raise FewbitError(f"{cls.__name__} cannot be made with the file's arguments ({type(e).__name__}: {reason})") from None
+        raise FewbitError(f"{cls.__name__} cannot be made with the file's arguments ({first_line(e)})") from None
     wanted = policy.state_dict()
     state = {
         k.replace("action_net.weight", "action_net.0.weight") if k not in wanted else k: v for k, v in archive.state.items()

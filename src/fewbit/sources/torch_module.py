@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.errors import FewbitError, MissingExtra
+from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.graph import fold, read
 from fewbit.sources import Declared, Source, digest
 
@@ -85,8 +85,8 @@ def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: 
                 verbose=False,
             )
     except Exception as e:
-        cause = str(e.__cause__ or e)  # the exporter's own message is a page of advice; what it met is one line
-        raise FewbitError(f"torch.onnx.export could not follow this network: {cause.strip().splitlines()[0][:200]}") from None
+        cause = e.__cause__ or e  # the exporter's own message is a page of advice; what it met is one line
+        raise FewbitError(f"torch.onnx.export could not follow this network: {first_line(cause)}") from None
     finally:
         logging.getLogger("torch").setLevel(level)
     assert program is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, first_line
 from fewbit.sources import Source, digest, recurrent, torch_module
 from fewbit.sources.recurrent import Remembered
 
@@ -65,7 +65,7 @@ def _example(module: torch.jit.ScriptModule, step: "Step") -> tuple[int, dict[st
                 step(*examples.values())
             return width, examples
         except (FewbitError, RuntimeError) as e:
-            problem = str(e).strip().splitlines()[0]
+            problem = first_line(e)
     raise FewbitError(problem)
 
 
