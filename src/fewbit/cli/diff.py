@@ -11,16 +11,17 @@ from rich.table import Table
 
 
 def diff(
-    source: Annotated[str, typer.Argument(help="the float source: a Stable-Baselines3 .zip or an .onnx file")],
+    source: Annotated[str, typer.Argument(help="the float source: a Stable-Baselines3 .zip, an .onnx file or a TorchScript .pt")],
     artifact: Annotated[Path, typer.Argument(help="what was made from it")],
     observations: Annotated[Path, typer.Option(help="observations to compare on, .npy [n, ...]")],
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
+    trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Show where the error comes in, tensor by tensor: the step alone, and all that came before it too. Worst first."""
     from fewbit import pipeline
 
-    rows = pipeline.diff(source, artifact, observations, normalizer)
+    rows = pipeline.diff(source, artifact, observations, normalizer, trust_torchscript)
     if json:
         print(jsonlib.dumps({"tensors": [asdict(r) for r in rows]}))
         return 0

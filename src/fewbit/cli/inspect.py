@@ -24,11 +24,12 @@ def inspect(
     env: Annotated[str | None, typer.Option(help="with --sensitivity: the environment to measure in")] = None,
     weights: Annotated[str, typer.Option(help="with --sensitivity: the format of the one layer")] = "int4",
     episodes: Annotated[int, typer.Option(help="with --sensitivity: of each layer")] = 20,
+    trust_torchscript: Annotated[bool, typer.Option(help="with --sensitivity: load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
     if sensitivity:
-        return _sensitivity(artifact, env, weights, episodes, json)
+        return _sensitivity(artifact, env, weights, episodes, json, trust_torchscript)
     if env is not None:
         raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
     model = read(artifact)
@@ -59,13 +60,15 @@ def _native(program: p.Program) -> str:
         return f"no ({e})"
 
 
-def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool) -> int:
+def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool, trust_torchscript: bool) -> int:
     from fewbit import pipeline
 
     if env is None:
         raise FewbitError("--sensitivity measures the return; give --env ID")
     with common.Bar() as bar:
-        rows = pipeline.sensitivity(str(source), env, weights, episodes=episodes, progress=bar)
+        rows = pipeline.sensitivity(
+            str(source), env, weights, episodes=episodes, progress=bar, trust_torchscript=trust_torchscript
+        )
     if json:
         print(jsonlib.dumps({"layers": rows}))
         return 0
