@@ -235,3 +235,16 @@ def test_onnx_files_that_cannot_be_run_or_quantized(tmp_path):
         refused(verb[0], DEMO, *verb[1:], folder=tmp_path, says="is a zip")
     refused("inspect", own, folder=tmp_path, says="node act: operator MyOp cannot be run")
     refused("diff", DEMO, once, "--observations", "x.npy", folder=tmp_path, says="it was not made from it")
+
+
+def test_piped_output_is_not_folded(tmp_path):
+    """One figure, one line: what a program reads does not depend on a terminal that is not there."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    fewbit.quantize(DEMO, observations=tmp_path / "x.npy", scheme=fewbit.Scheme(method="rtn")).save(tmp_path / "out.onnx")
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    go = [*FEWBIT, "inspect", "out.onnx"]
+    lines = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout.splitlines()
+    (digest,) = [line for line in lines if line.startswith("recipe source_sha256: ")]
+    assert len(digest.split('"')[1]) == 64
+    narrow = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path, env=environment | {"COLUMNS": "60"}).stdout
+    assert max(map(len, narrow.splitlines())) <= 64 + 2

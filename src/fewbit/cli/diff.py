@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from fewbit.cli import common
 
 
 def diff(
@@ -30,5 +31,5 @@ def diff(
     for r in rows:
         decibels = [f"{v:.1f} dB" for v in (r.sqnr_local, r.sqnr_accumulated)]
         table.add_row(r.tensor, r.format, *decibels, f"{r.max_error:.3g}", f"{r.saturated:.2%}", f"{r.dead:.1%}")
-    Console().print(table)
+    common.console().print(table)
     return 0

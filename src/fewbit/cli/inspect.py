@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -39,7 +38,7 @@ def inspect(
         shape = {"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps}
         print(jsonlib.dumps(shape | {"native": _native(program)} | record))
         return 0
-    console = Console()
+    console = common.console()
     table = Table("step", "what", "codes", box=None, padding=(0, 2))
     for kind, what, codes in steps:
         table.add_row(kind, escape(what), codes)
@@ -80,7 +79,7 @@ def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, jso
         error = f"{row['action_rmse']:.3%}" if "action_rmse" in row else f"{1 - row['action_agreement']:.3%} differ"
         kept = ("undefined", "-") if row["kept"] is None else (f"{row['kept']:.1%}", f"{low:.1%} to {high:.1%}")
         table.add_row(row["layer"], *kept, error, "-" if row["sqnr_local"] is None else f"{row['sqnr_local']:.1f} dB")
-    Console().print(table)
+    common.console().print(table)
     return 0
 
 

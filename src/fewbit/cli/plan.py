@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fewbit.cli import common
 from fewbit.devices import DEVICES, Device
 from fewbit.errors import FewbitError
 
@@ -52,7 +53,7 @@ def plan(
     if json:
         print(jsonlib.dumps(record))
         return 0
-    console = Console()
+    console = common.console()
     _show_sizes(console, record)
     _show_bounds(console, record)
     if measure:
