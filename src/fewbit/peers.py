@@ -102,7 +102,7 @@ def openvino(s: Subject) -> dict[str, Runner]:
 
 
 def numpy(s: Subject) -> dict[str, Runner]:
-    return {"numpy float32": _written_out(lower(s.floats), OPS | {"Gemm": lambda a, x, w, b: x @ w.T + b})}
+    return {"numpy float32": _written_out(lower(s.floats), OPS | {"Gemm": lambda a, x, w, b=0: x @ w.T + b})}
 
 
 def _written_out(program: Program, ops: dict[str, Callable]) -> Runner:
