@@ -248,3 +248,25 @@ def test_piped_output_is_not_folded(tmp_path):
     assert len(digest.split('"')[1]) == 64
     narrow = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path, env=environment | {"COLUMNS": "60"}).stdout
     assert max(map(len, narrow.splitlines())) <= 64 + 2
+
+
+def test_ctrl_c_says_where_the_training_is(tmp_path, monkeypatch, capsys):
+    from fewbit import pipeline
+    from fewbit.cli.quantize import quantize
+
+    def stopped(*arguments, training, **options):
+        training.checkpoint.write_bytes(b"so far")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "quantize", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(str(DEMO), tmp_path / "out.onnx", "HalfCheetah-v5")
+    assert f"{tmp_path / '.out.onnx.training.part'}; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_file_that_only_other_runtimes_run_is_said_to_be_one(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    policy = onnx_file(tmp_path / "policy.onnx", "LpNormalization")
+    go = [*FEWBIT, "quantize", policy, "-o", "out.onnx", "--observations", "x.npy", "--json"]
+    done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "out.onnx is written, but" in done.stderr and "LpNormalization" in done.stderr
