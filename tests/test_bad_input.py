@@ -55,6 +55,7 @@ def test_environments_and_options(tmp_path):
     refused(*go, "--env", "CartPole-v1", folder=tmp_path, says="gives observations of shape [4], the policy takes [17]")
     refused(*go, "--env", "nosuch:Thing-v0", folder=tmp_path, says="not installed")
     refused(*go, "--env", "Nosuch-v0", folder=tmp_path, says="cannot be made")
+    refused(*go, "--env", "HalfCheetah-v3", folder=tmp_path, says="not in this Gymnasium any more; give --env HalfCheetah-v5")
     refused(*go, folder=tmp_path, says="--env ID or --observations")
     refused(*go, "--env", "HalfCheetah-v5", "--weights", "int99", folder=tmp_path, says="choose one of")
     refused(
@@ -216,3 +217,73 @@ def test_options_that_would_do_nothing(tmp_path):
     refused(*measured, "--keep", "0.9", folder=tmp_path, says="add --against SOURCE")
     refused(*measured, "--executor", "tpu", folder=tmp_path, says="choose one of native, onnxruntime")
     refused("inspect", tmp_path / "out.onnx", "--env", "HalfCheetah-v5", folder=tmp_path, says="--env belongs to --sensitivity")
+
+
+def onnx_file(path: Path, middle: str, domain: str = "", shape: tuple[int, ...] = (1, 17), **body) -> Path:
+    """obs -> Gemm -> one node -> act."""
+    from onnx import TensorProto, checker, helper, numpy_helper, save
+
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("obs", shape), ("act", (1, 6)))]
+    nodes = [helper.make_node("Gemm", ["obs", "w"], ["x"]), helper.make_node(middle, ["x"], ["act"], domain=domain, **body)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.ones((17, 6), np.float32), "w")])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.me", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    checker.check_model(model)
+    save(model, path)
+    return path
+
+
+def test_onnx_files_that_cannot_be_run_or_quantized(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    go = ["--observations", tmp_path / "x.npy", "-o", tmp_path / "out.onnx"]
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    own = onnx_file(tmp_path / "own.onnx", "MyOp", "com.me")
+    alone = onnx_file(tmp_path / "alone.onnx", "Relu", shape=(17,))
+    once = tmp_path / "once.onnx"
+    fewbit.quantize(onnx_file(tmp_path / "float.onnx", "Relu"), observations=tmp_path / "x.npy").save(once)
+    for source, says in [
+        (tmp_path / "empty.onnx", "is empty"),
+        (own, "com.me:MyOp"),
+        (alone, "[17], without a batch; export it with [1, 17]"),
+        (once, "is quantized already; give the float network"),
+    ]:
+        refused("quantize", source, *go, folder=tmp_path, says=says)
+    for verb in (["inspect"], ["bench"], ["report", "-o", "r.html"], ["export", "--to", "c", "-o", "c"]):
+        refused(verb[0], DEMO, *verb[1:], folder=tmp_path, says="is a zip")
+    refused("inspect", own, folder=tmp_path, says="node act: operator MyOp cannot be run")
+    refused("diff", DEMO, once, "--observations", "x.npy", folder=tmp_path, says="it was not made from it")
+
+
+def test_piped_output_is_not_folded(tmp_path):
+    """One figure, one line: what a program reads does not depend on a terminal that is not there."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    fewbit.quantize(DEMO, observations=tmp_path / "x.npy", scheme=fewbit.Scheme(method="rtn")).save(tmp_path / "out.onnx")
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    go = [*FEWBIT, "inspect", "out.onnx"]
+    lines = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout.splitlines()
+    (digest,) = [line for line in lines if line.startswith("recipe source_sha256: ")]
+    assert len(digest.split('"')[1]) == 64
+    narrow = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path, env=environment | {"COLUMNS": "60"}).stdout
+    assert max(map(len, narrow.splitlines())) <= 64 + 2
+
+
+def test_ctrl_c_says_where_the_training_is(tmp_path, monkeypatch, capsys):
+    from fewbit import pipeline
+    from fewbit.cli.quantize import quantize
+
+    def stopped(*arguments, training, **options):
+        training.checkpoint.write_bytes(b"so far")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "quantize", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(str(DEMO), tmp_path / "out.onnx", "HalfCheetah-v5")
+    assert f"{tmp_path / '.out.onnx.training.part'}; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_file_that_only_other_runtimes_run_is_said_to_be_one(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32))
+    policy = onnx_file(tmp_path / "policy.onnx", "LpNormalization")
+    go = [*FEWBIT, "quantize", policy, "-o", "out.onnx", "--observations", "x.npy", "--json"]
+    done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "out.onnx is written, but" in done.stderr and "LpNormalization" in done.stderr

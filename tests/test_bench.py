@@ -39,6 +39,16 @@ def test_every_runner_is_right(artifact):
     assert found["skipped"] == {} and found["bare_us"][1] > 0
 
 
+def test_a_float_policy_is_right_too(tmp_path):
+    """Its sums are added in another order than the reference's: right to float32, not to the bit."""
+    g = corpus.Graph(0)
+    x = np.random.default_rng(0).normal(size=(16, 40)).astype(np.float32)
+    layer = np.random.default_rng(1).normal(size=(9, 40)).astype(np.float32)
+    model = g.case("float", g.op("Gemm", g.input(x), g.constant(layer), transB=1)).model
+    (ours, *_) = bench(prepare(model), [1], ["numpy"])["timings"]
+    assert ours.name == "fewbit" and ours.right and ours.error < 1e-5, ours
+
+
 def test_json_and_errors(artifact):
     command = [*FEWBIT, "bench", str(artifact), "--batch", "1", "--against", "numpy,sb3"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True)

@@ -24,6 +24,8 @@ def calibration(
     if observations is None and env is None:
         return {}
     if observations is not None:
+        if len(policy.inputs) > 1:
+            raise FewbitError(f"the policy takes {', '.join(policy.inputs)}, one array is not enough; give --env ID")
         given = _given(observations)
         name, shape = next(iter(policy.inputs.items()))
         if policy.states and given.shape[2:] == tuple(shape) and len(given):
@@ -79,6 +81,8 @@ def _given(observations: Observations) -> np.ndarray:
     if isinstance(observations, str | Path):
         return read_observations(Path(observations))
     batches = [np.asarray(b[0] if isinstance(b, tuple | list) else b) for b in observations]
+    if any(b.ndim == 0 for b in batches):
+        raise FewbitError("the observations are neither an array [n, ...] nor batches of a data loader; use numpy.asarray")
     return np.concatenate(batches) if batches else np.zeros(0)
 
 

@@ -126,13 +126,22 @@ def _climb(
 
 
 def diff(
-    source: Any, artifact: str | Path | Artifact, observations: str | Path | np.ndarray, normalizer: str | Path | None = None
+    source: Any,
+    artifact: str | Path | Artifact,
+    observations: str | Path | np.ndarray,
+    normalizer: str | Path | None = None,
+    trust_torchscript: bool = False,
 ) -> list[Row]:
     """Where the artifact's error comes in, tensor by tensor, the worst first; observations [n, ...]."""
     from fewbit.diff import diff as compare
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
-    original = sources.load(source, normalizer, state=declared(source, model))
+    original = sources.load(source, normalizer, None, trust_torchscript, declared(source, model))
+    takes = [sorted(v.name or "" for v in m.graph.inputs) for m in (original.model, model)]
+    if takes[0] != takes[1]:
+        raise FewbitError(
+            f"{original.name} takes {', '.join(takes[0])}, the artifact {', '.join(takes[1])}: it was not made from it"
+        )
     feeds = calibration(original, None, observations, None, 0)
     return compare(original.model, model, feeds)
 

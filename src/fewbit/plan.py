@@ -99,15 +99,16 @@ SHAPES = {
 }
 
 
-def load(text: str) -> Model:
-    """text: "7B", "350M", "124e6"; or the path of an SB3 zip, an ONNX file or a folder with a config.json."""
+def load(text: str, trust_torchscript: bool = False) -> Model:
+    """text: "7B", "350M", "124e6"; or the path of an SB3 zip, an ONNX or TorchScript file or a folder with a config.json."""
     path = Path(text)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError:  # too long for a path
         is_folder = exists = False
-    of_path = from_folder if is_folder else from_policy
-    return of_path(path) if exists or path.suffix in (".zip", ".onnx") else from_count(text)
+    if is_folder:
+        return from_folder(path)
+    return from_policy(path, trust_torchscript) if exists or path.suffix in (".zip", ".onnx") else from_count(text)
 
 
 def from_count(text: str) -> Model:
@@ -124,10 +125,10 @@ def from_count(text: str) -> Model:
     return Model(text, params, ((math.ceil(params / shape.hidden), shape.hidden),), 0, shape, note)
 
 
-def from_policy(path: Path) -> Model:
+def from_policy(path: Path, trust_torchscript: bool = False) -> Model:
     """The dense layers of a policy; what they multiply is what an action costs."""
     matrices, vectors = [], 0
-    for layer in layers(sources.load(path).model):
+    for layer in layers(sources.load(path, trust_torchscript=trust_torchscript).model):
         value = layer.node.inputs[1]
         producer = value.producer() if value is not None else None  # an artifact's weights come from DequantizeLinear
         weight = const(producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else value)

@@ -1,6 +1,7 @@
 """What the verbs share: progress on standard error, the evidence as a table or as one JSON object."""
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fewbit.errors import FewbitError, MissingExtra
+
+PIPED_WIDTH = 10_000  # characters of a line that nobody folds: a program reads it, or a pager
 
 UNITS = {"training": "steps", "blocks": "", "windows": ""}
 
@@ -41,6 +44,12 @@ class Bar:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=of, unit=UNITS.get(what, "episodes"))
         self._progress.update(self._tasks[what], completed=done, total=of)
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, lines are as long as they are, unless COLUMNS says otherwise."""
+    folded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if folded else PIPED_WIDTH)
 
 
 def needs(extra: str, *packages: str) -> None:
@@ -135,7 +144,7 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         table.add_row("latency", latency)
     if "exact" in record:
         table.add_row("exact", "yes" if record["exact"] else "no: part of the graph runs in float")
-    Console().print(table)
+    console().print(table)
 
 
 def show_pairs(record: dict[str, Any], as_json: bool) -> None:
@@ -149,7 +158,7 @@ def show_pairs(record: dict[str, Any], as_json: bool) -> None:
             key.replace("_", " "),
             f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value),
         )
-    Console().print(table)
+    console().print(table)
 
 
 def show_search(tried: list[dict[str, Any]]) -> None:
@@ -161,7 +170,7 @@ def show_search(tried: list[dict[str, Any]]) -> None:
         seconds = rung.get("training_seconds")
         what = rung["tried"] + (f" ({seconds:.0f} s)" if seconds else "")
         table.add_row(what, f"{rung['chosen_on']['packed_bytes']:,}", _kept(rung["chosen_on"]), _kept(rung["reported"]))
-    Console().print(table)
+    console().print(table)
 
 
 def _kept(record: dict[str, Any] | None) -> str:

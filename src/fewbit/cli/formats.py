@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from fewbit.cli import common
 from fewbit.errors import FewbitError
 from fewbit.numerics import blocks
 from fewbit.numerics.formats import FORMATS, BlockFormat, FloatFormat, Format, IntFormat, cast, find
@@ -32,7 +32,7 @@ def formats(
         table.add_column(head.replace("_", "\n"), justify="left" if head == "format" else "right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(name, *(_text(row[k]) for k in shown), *row["values"].values())
-    console = Console()
+    console = common.console()
     console.print(table)
     if value and any(isinstance(f, IntFormat) for f in records):
         console.print("Integers and nf4 hold a value after division by a scale; here the scale is 1.", highlight=False)

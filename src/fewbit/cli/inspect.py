@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,11 +23,12 @@ def inspect(
     env: Annotated[str | None, typer.Option(help="with --sensitivity: the environment to measure in")] = None,
     weights: Annotated[str, typer.Option(help="with --sensitivity: the format of the one layer")] = "int4",
     episodes: Annotated[int, typer.Option(help="with --sensitivity: of each layer")] = 20,
+    trust_torchscript: Annotated[bool, typer.Option(help="with --sensitivity: load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
     if sensitivity:
-        return _sensitivity(artifact, env, weights, episodes, json)
+        return _sensitivity(artifact, env, weights, episodes, json, trust_torchscript)
     if env is not None:
         raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
     model = read(artifact)
@@ -38,7 +38,7 @@ def inspect(
         shape = {"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps}
         print(jsonlib.dumps(shape | {"native": _native(program)} | record))
         return 0
-    console = Console()
+    console = common.console()
     table = Table("step", "what", "codes", box=None, padding=(0, 2))
     for kind, what, codes in steps:
         table.add_row(kind, escape(what), codes)
@@ -59,13 +59,15 @@ def _native(program: p.Program) -> str:
         return f"no ({e})"
 
 
-def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool) -> int:
+def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool, trust_torchscript: bool) -> int:
     from fewbit import pipeline
 
     if env is None:
         raise FewbitError("--sensitivity measures the return; give --env ID")
     with common.Bar() as bar:
-        rows = pipeline.sensitivity(str(source), env, weights, episodes=episodes, progress=bar)
+        rows = pipeline.sensitivity(
+            str(source), env, weights, episodes=episodes, progress=bar, trust_torchscript=trust_torchscript
+        )
     if json:
         print(jsonlib.dumps({"layers": rows}))
         return 0
@@ -77,7 +79,7 @@ def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, jso
         error = f"{row['action_rmse']:.3%}" if "action_rmse" in row else f"{1 - row['action_agreement']:.3%} differ"
         kept = ("undefined", "-") if row["kept"] is None else (f"{row['kept']:.1%}", f"{low:.1%} to {high:.1%}")
         table.add_row(row["layer"], *kept, error, "-" if row["sqnr_local"] is None else f"{row['sqnr_local']:.1f} dB")
-    Console().print(table)
+    common.console().print(table)
     return 0
 
 

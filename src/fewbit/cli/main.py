@@ -32,7 +32,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted; nothing was written", 130)
+        _stop("interrupted; what was asked for was not written", 130)
     except FewbitError as e:
         _stop(str(e), 2)
     except Exception as e:

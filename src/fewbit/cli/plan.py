@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fewbit.cli import common
 from fewbit.devices import DEVICES, Device
 from fewbit.errors import FewbitError
 
@@ -20,7 +21,7 @@ SHOWN = ("float32", "float16", "int8", "int4", "int2")  # int3 is in the sizes a
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="7B, 350M, 124e6; or an SB3 .zip, an .onnx file, a Hugging Face folder")],
+    model: Annotated[str, typer.Argument(help="7B, 350M, 124e6; or an SB3 .zip, an .onnx or .pt file, a Hugging Face folder")],
     device: Annotated[
         list[str] | None,
         typer.Option(help="a name of the table, here (measured), or bandwidth=100GB/s,memory=16GB[,ops=10TOPS]; repeatable"),
@@ -29,6 +30,7 @@ def plan(
     batch: Annotated[int, typer.Option(help="sequences, or observations, at once")] = 1,
     kv: Annotated[str, typer.Option(help="KV cache: float16 or int8")] = "float16",
     group_size: Annotated[int, typer.Option(help="weights that share a scale and zero point in int4, int3, int2")] = 128,
+    trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Say what a model costs in memory in each format, and how fast devices can run it at most, and why."""
@@ -36,7 +38,7 @@ def plan(
 
     job = p.Job(context, batch, kv, group_size)
     chosen = [find(d) for d in device] if device else list(DEVICES.values())  # before the model: quick to refuse
-    described = p.load(model)
+    described = p.load(model, trust_torchscript)
     measure = any(d is None for d in chosen)
     points = []
     if measure:
@@ -51,7 +53,7 @@ def plan(
     if json:
         print(jsonlib.dumps(record))
         return 0
-    console = Console()
+    console = common.console()
     _show_sizes(console, record)
     _show_bounds(console, record)
     if measure:

@@ -1,11 +1,13 @@
 """`fewbit quantize SOURCE -o OUT.onnx`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fewbit.artifact import Artifact
 from fewbit.cli import common
+from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError
 from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
@@ -50,26 +52,31 @@ def quantize(
         option = "--keep" if keep is not None else "--env-arg"
         raise FewbitError(f"{option} belongs to an environment to measure in; add --env ID")
     unfinished = out.with_name(f".{out.name}.training.part")
-    with common.Bar() as bar:
-        artifact = pipeline.quantize(
-            source,
-            env,
-            observations,
-            Scheme(weights, activations, inputs, method, ranges, common.layer_formats(layer), target),
-            normalizer,
-            common.environment_arguments(env_arg),
-            0.95 if keep is None else keep,
-            episodes,
-            seed,
-            budget=budget,
-            progress=bar,
-            trust_torchscript=trust_torchscript,
-            state=common.states(state),
-            training=Training(steps=train_steps, checkpoint=unfinished),
-        )
-        artifact.save(out)
-        unfinished.unlink(missing_ok=True)
-    record = artifact.record.get("evidence") or {"size_bytes": out.stat().st_size}
+    try:
+        with common.Bar() as bar:
+            artifact = pipeline.quantize(
+                source,
+                env,
+                observations,
+                Scheme(weights, activations, inputs, method, ranges, common.layer_formats(layer), target),
+                normalizer,
+                common.environment_arguments(env_arg),
+                0.95 if keep is None else keep,
+                episodes,
+                seed,
+                budget=budget,
+                progress=bar,
+                trust_torchscript=trust_torchscript,
+                state=common.states(state),
+                training=Training(steps=train_steps, checkpoint=unfinished),
+            )
+    except KeyboardInterrupt:
+        if unfinished.exists():
+            common.say(f"fewbit: training so far is in {unfinished}; the same command goes on from there")
+        raise
+    artifact.save(out)
+    unfinished.unlink(missing_ok=True)
+    record = artifact.record.get("evidence") or _unmeasured(artifact, out)
     tried = artifact.record.get("search", [])
     if json:
         common.show(record, True, {"artifact": str(out), "search": tried})
@@ -77,3 +84,13 @@ def quantize(
         common.show_search(tried)
         common.show(record, False, {"artifact": str(out)})
     return common.status(record, keep is not None or method == "auto")
+
+
+def _unmeasured(artifact: Artifact, out: Path) -> dict[str, Any]:
+    """What is known without an environment; that only other runtimes can run it is said here, not where it is loaded."""
+    size = {"size_bytes": out.stat().st_size}
+    try:
+        return size | {"exact": lower(artifact.model).exact}
+    except FewbitError as e:
+        common.say(f"fewbit: {out} is written, but {e}")
+        return size

@@ -72,15 +72,15 @@ def _reference(program: Program) -> Policy:
 
 
 def _onnxruntime(model: ir.Model) -> Policy:
-    from fewbit.graph.calibrate import session
+    from fewbit.graph import calibrate
 
-    runner = session(ir.to_proto(model))
+    runner = calibrate.session(ir.to_proto(model))
     kinds = {"uint8": np.uint8, "int64": np.int64, "double": np.float64}
     types = {i.name: next((t for k, t in kinds.items() if k in i.type), np.float32) for i in runner.get_inputs()}
     shapes = {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()}
     names = [o.name for o in runner.get_outputs()]
 
     def run(feeds: Feeds) -> list[np.ndarray]:
-        return runner.run(names, {k: np.asarray(v).astype(types[k]) for k, v in feeds.items() if k in types})
+        return calibrate.run(runner, names, {k: np.asarray(v).astype(types[k]) for k, v in feeds.items() if k in types})
 
     return Policy(run, shapes, "onnxruntime", states(model, shapes), names)

@@ -261,7 +261,7 @@ class _Lowering:
 
     def _float(self, node: ir.Node, out: str) -> str:
         if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
-            raise FewbitError(f"node {node.name}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
+            raise FewbitError(f"node {node.name or out}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
         inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)
         self.exact &= node.op_type in EXACT
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)

@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from fewbit.errors import FewbitError
 from fewbit.graph import patches
 from fewbit.graph.patches import Window
 from fewbit.numerics.ranges import RANGES, Estimator
@@ -18,10 +19,25 @@ def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSessi
     """A one-thread ONNX Runtime session that prints nothing."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as e:
+        raise _refusal(e) from None
+
+
+def run(runner: ort.InferenceSession, names: list[str] | None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What the session gives; where it stops, one line that says why."""
+    try:
+        return runner.run(names, feeds)
+    except Exception as e:
+        raise _refusal(e) from None
+
+
+def _refusal(e: Exception) -> FewbitError:
+    return FewbitError(f"ONNX Runtime cannot run this network ({' '.join(str(e).split())[:300]}); export it again")
 
 
 def with_outputs(model: ir.Model, names: list[str]) -> onnx.ModelProto:
@@ -57,5 +73,5 @@ def observe(
 def _values(runner: ort.InferenceSession, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Of tensors by name, some of which may be inputs."""
     made = [n for n in names if n not in feeds]
-    found = dict(zip(made, runner.run(made, feeds), strict=True)) | feeds
+    found = dict(zip(made, run(runner, made, feeds), strict=True)) | feeds
     return [found[n] for n in names]

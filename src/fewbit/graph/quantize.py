@@ -7,7 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit import solvers
+from fewbit.errors import FewbitError
 from fewbit.graph import calibrate, dynamic, equalize, half, qdq
+from fewbit.graph.fold import const
+from fewbit.graph.layers import layers
 from fewbit.numerics.ranges import Estimator
 from fewbit.solvers.statistics import Statistics
 
@@ -24,6 +27,7 @@ class Prepared:
 
 def prepare(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme) -> Prepared:
     """A copy of the float graph, its columns scaled if the method says so, with what was observed in it. feeds: [n, ...]."""
+    _check(original)
     model, moved = original.clone(), {}
     ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
     scaling = solvers.method(scheme.method).scaling
@@ -31,6 +35,16 @@ def prepare(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme
         moved = equalize.equalize(model, statistics, scaling, scheme.weights)
         ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
     return Prepared(model, ranges, statistics, moved)
+
+
+def _check(original: ir.Model) -> None:
+    for node in (layer.node for layer in layers(original)):
+        weight = node.inputs[1]
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            raise FewbitError(f"node {node.name}: is quantized already; give the float network that it was made from")
+        if weight is None or const(weight) is None:
+            raise FewbitError(f"node {node.name}: a weight that is computed at run time cannot be quantized")
 
 
 def quantize(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme) -> tuple[ir.Model, dict[str, list[int]]]:

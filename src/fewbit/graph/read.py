@@ -28,8 +28,13 @@ def read(path: str | Path) -> ir.Model:
         raise FewbitError(f"{path}: is a folder; give the .onnx file in it")
     if path.stat().st_size > MAX_BYTES:
         raise FewbitError(f"{path}: larger than 2 GiB, which no ONNX file without external data can be")
+    data = path.read_bytes()
+    if not data:
+        raise FewbitError(f"{path}: is empty; export it again")
+    if data.startswith(b"PK"):
+        raise FewbitError(f"{path}: is a zip (Stable-Baselines3, TorchScript), no ONNX file; fewbit quantize makes one of it")
     try:
-        proto = onnx.load_model_from_string(path.read_bytes())
+        proto = onnx.load_model_from_string(data)
     except Exception as e:
         raise FewbitError(f"{path}: not an ONNX file, or truncated ({type(e).__name__}); export it again") from None
     try:
@@ -102,5 +107,8 @@ def _free_batch(proto: onnx.ModelProto) -> None:
     del proto.graph.value_info[:]
     for value in [v for v in proto.graph.input if v.name not in initializers] + list(proto.graph.output):
         shape = value.type.tensor_type.shape
+        if len(shape.dim) == 1 and shape.dim[0].dim_value > 1 and value.name in {v.name for v in proto.graph.input}:
+            n = shape.dim[0].dim_value
+            raise FewbitError(f"input {value.name} has shape [{n}], without a batch; export it with [1, {n}]")
         if len(shape.dim):
             shape.dim[0].dim_param = "batch"

@@ -32,6 +32,9 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             _hush_mujoco()
             return gymnasium.make(env, **(arguments or {}))
     except ImportError as e:
+        latest = _latest(env)
+        if latest != env and not isinstance(e, ModuleNotFoundError):  # Gymnasium's own word for MuJoCo's v2 and v3
+            raise FewbitError(f"environment {env} is not in this Gymnasium any more; give --env {latest}") from None
         missing = next((x for word, x in _EXTRAS.items() if word in str(e)), None)
         hint = (
             f'run: pip install "fewbit[{missing}]"'
@@ -46,6 +49,13 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
                 f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"'
             ) from None
         raise FewbitError(f"environment {env} cannot be made: {first_line(e)}") from None
+
+
+def _latest(env: str) -> str:
+    """The newest version of an environment that is registered, itself where there is none."""
+    name, _, _ = env.rpartition("-v")
+    versions = [spec.version for spec in gymnasium.registry.values() if spec.id.rpartition("-v")[0] == name and name]
+    return f"{name}-v{max(v or 0 for v in versions)}" if versions else env
 
 
 def _hush_mujoco() -> None:

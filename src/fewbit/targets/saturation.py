@@ -22,7 +22,8 @@ def proof(model: ir.Model) -> dict[str, int]:
         if rows[worst] > pairs.MOST:
             raise FewbitError(
                 f"layer {node.name}: weights of output {worst} add up to {rows[worst]} in neighbouring inputs, more than "
-                f"{pairs.MOST}, and 16-bit sums saturate on x86 without VNNI; quantize with --target"
+                f"{pairs.MOST}, and 16-bit sums saturate on x86 without VNNI; "
+                "quantize the source with --target onnxruntime or openvino"
             )
         found[node.name or ""] = int(rows[worst])
     return found
