@@ -36,3 +36,8 @@ def test_equal_returns_pass_and_a_float_policy_like_random_is_undecided():
     f = np.full(20, 500.0)
     assert judge(f, f, np.full(20, 20.0), 0.95).verdict == "pass"
     assert judge(f, f, f + np.arange(20), 0.95).kept is None
+
+
+def test_a_few_episodes_that_are_all_alike_prove_nothing():
+    found = judge(np.full(4, 500.0), np.full(4, 500.0), np.full(20, 20.0), 0.95)
+    assert found.verdict == "undecided" and (found.kept, found.low, found.high) == (1.0, 0.25, 1.0)

@@ -27,7 +27,7 @@ from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
 from fewbit.observations import Observations, calibration
-from fewbit.rl.evidence import judge
+from fewbit.rl.evidence import PILOT, judge
 from fewbit.training import Training, train
 
 MIXED = ("int4", "int6", "int8", "int16")
@@ -237,7 +237,7 @@ def search(
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
         seed = 0 if reported else 1
-        found = judge(floats[seed], _scores(measure, quickest(model), seed), np.full(2, float(floor)), keep)
+        found = judge(floats[seed], _scores(measure, quickest(model), seed), np.full(PILOT, float(floor)), keep)
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
 
@@ -247,7 +247,7 @@ def search(
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
     scores = np.atleast_1d(np.asarray(measure(policy, seed), np.float64))
     check_finite(scores, "scores of measure")
-    return np.repeat(scores, 2) if len(scores) == 1 else scores
+    return np.repeat(scores, PILOT) if len(scores) == 1 else scores  # taken as exact
 
 
 def _artifact(
