@@ -1,6 +1,6 @@
 """Our GGUF files in llama-cpp-python, built from source in its own environment: the logits and the perplexity that we compute.
 
-    python -m pytest -m peer tests/test_llama_cpp_python.py         # half an hour, nearly all of it the compiler's
+    python -m pytest -m peer tests/test_llama_cpp_python.py         # minutes, nearly all of them the compiler's
 
 FEWBIT_LLAMA_CPP_PYTHON: the interpreter of an environment that has it already; FEWBIT_PEERS: a folder to keep the new one in.
 """
@@ -25,7 +25,7 @@ from fewbit.numerics import ggml  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 256, 200)
 TEXT = "It's 12345 o'clock,  isn't it?\n\n\n  naïve café 日本語\tx = y+1;\r\n"
-BUILD = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}
+BUILD = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}
 INSIDE = """
 import sys, llama_cpp, numpy as np
 model = llama_cpp.Llama(sys.argv[1], n_ctx=256, logits_all=True, n_threads=1, verbose=False)
@@ -42,7 +42,7 @@ def interpreter(tmp_path_factory) -> str:
         return given
     folder = Path(os.environ.get("FEWBIT_PEERS") or tmp_path_factory.mktemp("peers")) / "llama-cpp-python"
     python = str(folder / "bin" / "python")
-    if subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode if Path(python).exists() else True:
+    if not Path(python).exists() or subprocess.run([python, "-I", "-c", "import llama_cpp"], capture_output=True).returncode:
         venv.create(folder, clear=True, with_pip=True)
         install = [python, "-m", "pip", "install", "-q", "--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"]
         subprocess.run(install, check=True, env=os.environ | BUILD)
