@@ -19,6 +19,9 @@ std::string listed(const npy_intp* dims, int n);
 // A batch through an _native.Engine of one input, which holds what the engine's register holds; false where there is an error.
 bool run_rows(PyObject* engine, const void* observations, void* const* outputs, npy_intp rows);
 
+// Bytes of a row of such an engine's output, or of its input (-1); -1 where it has none or is no engine of one input.
+npy_intp row_bytes(PyObject* engine, int output);
+
 void bind_engine(nanobind::module_& m);
 void bind_grouped(nanobind::module_& m);
 void bind_rollout(nanobind::module_& m);

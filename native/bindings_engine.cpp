@@ -326,6 +326,14 @@ bool run_rows(PyObject* engine, const void* observations, void* const* outputs, 
   return run(o, &in, outputs, rows, 1);
 }
 
+npy_intp row_bytes(PyObject* engine, int output) {
+  auto* o = reinterpret_cast<Object*>(engine);
+  if (Py_TYPE(engine) != engine_type || o->in->size() != 1 || output >= (int)o->out->size()) return -1;
+  const auto& p = o->engine->program;
+  const int held = output < 0 ? p.inputs[0] : p.outputs[(size_t)output];
+  return (output < 0 ? o->in->front() : (*o->out)[(size_t)output]).elements() * fewbit::size_of(p.reg(held).type);
+}
+
 void bind_engine(nb::module_& m) {
   PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw nb::python_error();

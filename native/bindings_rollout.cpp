@@ -242,6 +242,9 @@ std::pair<npy_intp, nb::list> rollout(const Acting& acting, nb::object engine, n
   if (first < 0 || last > s.count || last - first > acting.x.steps || (npy_intp)nb::len(steps) != s.rows || (npy_intp)nb::len(resets) != s.rows ||
       PyArray_SIZE(current) != s.rows * s.one.elements || PyArray_SIZE(observations) != all * s.one.elements || PyArray_TYPE(observations) != s.one.type)
     throw std::runtime_error("columns and environments do not belong together");
+  bool fits = row_bytes(engine.ptr(), -1) == s.one.bytes && row_bytes(engine.ptr(), acting.outputs) < 0;
+  for (int k = 0; k < acting.outputs; k++) fits = fits && row_bytes(engine.ptr(), k) * s.rows == acting.head_bytes[k];
+  if (!fits) throw std::runtime_error("an engine whose input or outputs are not these columns' and heads'");
   s.observations = static_cast<char*>(PyArray_DATA(observations)), s.current = static_cast<char*>(PyArray_DATA(current));
   s.rewards = Acting::need(memory<float>(columns, "rewards", all)), s.valid = Acting::need(memory<bool>(columns, "valid", all));
   s.terminated = Acting::need(memory<bool>(columns, "terminated", all)), s.truncated = Acting::need(memory<bool>(columns, "truncated", all));

@@ -64,11 +64,14 @@ def test_environments_and_options(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 17), np.float32))
     refused(*go, "--observations", tmp_path / "x.npy", "--weights", "auto", folder=tmp_path, says="a search measures")
     refused(*go, "--observations", tmp_path / "x.npy", "--method", "magic", folder=tmp_path, says="method magic is unknown")
-    refused(*go, "--env", "HalfCheetah-v5", "--keep", "0", folder=tmp_path, says="a share between 0 and 1")
+    refused(*go, "--env", "HalfCheetah-v5", "--keep", "0", folder=tmp_path, says="give a share above 0")
     refused("evaluate", DEMO, "--env", "HalfCheetah-v5", "--keep", "0.9", folder=tmp_path, says="--against SOURCE")
     (tmp_path / "a.pt").touch()
     torchscript = ("quantize", tmp_path / "a.pt", "--trust-torchscript", "-o", tmp_path / "out.onnx", "--env", "HalfCheetah-v5")
     refused(*torchscript, "--normalizer", tmp_path / "x.npy", folder=tmp_path, says="belongs to a Stable-Baselines3 zip")
+    steps = ("--method", "rtn", "--train-steps", "100")
+    refused(*go, "--observations", tmp_path / "x.npy", *steps, folder=tmp_path, says="--train-steps belongs to --method qat")
+    refused("report", DEMO, "-o", tmp_path / "a.html", "--film-seconds", "3", folder=tmp_path, says="it belongs to --film")
     refused("frobnicate", folder=tmp_path, says="frobnicate")
 
 
@@ -77,6 +80,12 @@ def test_an_environment_whose_package_is_missing_names_the_extra(tmp_path):
     go = [sys.executable, "-c", code, "quantize", str(DEMO), "-o", "out.onnx", "--env", "HalfCheetah-v5"]
     done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and 'pip install "fewbit[mujoco]"' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_python_callers_are_told_what_a_scheme_is():
+    with pytest.raises(fewbit.FewbitError, match="give fewbit.Scheme"):
+        fewbit.quantize(DEMO, env="HalfCheetah-v5", scheme="int4")  # type: ignore[arg-type]
+    assert {"quantize", "load", "__version__"} <= set(dir(fewbit)) and fewbit.__version__
 
 
 def test_an_environment_that_fails_without_a_word():

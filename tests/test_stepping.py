@@ -102,6 +102,15 @@ def test_an_environments_own_errors_come_through(step):
         fill(form=FORMS["float64"], step=step)
 
 
+def test_an_engine_that_does_not_fit_its_buffers_writes_nothing():
+    _, collector = fill(form=FORMS["float64"])
+    columns = collector.layout.columns(bytearray(collector.layout.bytes(4, 2)), 4, 2)
+    for inputs, outputs in ((5, 2), (4, 3)):
+        collector.explorer.engine = categorical(inputs, outputs).engine()
+        with pytest.raises(RuntimeError, match="whose input or outputs are not"):
+            collector.vector.block(collector.explorer, columns, np.zeros(2, np.int64), 0, 4, None)
+
+
 def test_an_actor_of_arrays_does_not_act_where_numbers_are_asked_for():
     bounds = np.ones(2, np.float32)
     actor = Actor(Base(network(4, 2)), Exploration("gaussian", -bounds, bounds, bounds, shape=(2,)))

@@ -15,12 +15,18 @@ _WHERE = {
 _MODULES = {"amp": "fewbit.train.amp", "llm": "fewbit.llm", "rl": "fewbit.rl"}
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Imported when asked for: a robot that loads an artifact needs neither torch nor gymnasium."""
-    import importlib
+    import importlib.metadata
 
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
+    if name == "__version__":
+        return importlib.metadata.version("fewbit")
     if name not in _WHERE:
         raise AttributeError(f"module fewbit has no attribute {name}")
     return getattr(importlib.import_module(_WHERE[name]), name)

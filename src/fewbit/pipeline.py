@@ -323,6 +323,8 @@ def evaluate(
 
 
 def _check(scheme: qdq.Scheme) -> None:
+    if not isinstance(scheme, qdq.Scheme):
+        raise FewbitError(f'scheme: a {type(scheme).__name__}; give fewbit.Scheme(weights="int4"), say')
     if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
         raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
     if scheme.weights == "auto" and scheme.method != "auto":

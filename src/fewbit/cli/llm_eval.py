@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fewbit.cli import common
@@ -49,5 +48,5 @@ def evaluate(
                     f"{r['better']}, {r['worse']}",
                 ]
             table.add_row(*cells)
-    Console().print(table)
+    common.console().print(table)
     return 0

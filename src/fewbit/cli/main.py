@@ -1,6 +1,7 @@
 """`fewbit`: the verbs, and the exit statuses: 0 done, 1 tried and not reached, 2 bad input (one line), 130 Ctrl-C."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -13,6 +14,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Take a trained network to few bits, measure what that cost, ship it.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        import fewbit
+
+        print(fewbit.__version__)
+        raise typer.Exit
+
+
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)

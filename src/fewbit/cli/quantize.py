@@ -32,7 +32,9 @@ def quantize(
         typer.Option(help="auto: climb until enough is kept; rtn, gptq, adaround, smooth+gptq, awq, clip+gptq, dynamic, qat"),
     ] = "auto",
     target: Annotated[str, typer.Option(help="any, or by one runtime's rules: onnxruntime, openvino, tensorrt")] = "any",
-    train_steps: Annotated[int, typer.Option(help="of qat; it goes on where it was killed, if given the same again")] = 30_000,
+    train_steps: Annotated[
+        int | None, typer.Option(help="of qat (default 30000); it goes on where it was killed, if given the same again")
+    ] = None,
     keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
     episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
     layer: Annotated[list[str] | None, typer.Option(help="NAME=FORMAT: weights of one layer, repeatable")] = None,
@@ -51,6 +53,8 @@ def quantize(
     if env is None and (keep is not None or env_arg):
         option = "--keep" if keep is not None else "--env-arg"
         raise FewbitError(f"{option} belongs to an environment to measure in; add --env ID")
+    if train_steps is not None and method not in ("auto", "qat"):
+        raise FewbitError(f"--train-steps belongs to --method qat, or to auto, which may train; {method} does not")
     unfinished = out.with_name(f".{out.name}.training.part")
     try:
         with common.Bar() as bar:
@@ -68,7 +72,7 @@ def quantize(
                 progress=bar,
                 trust_torchscript=trust_torchscript,
                 state=common.states(state),
-                training=Training(steps=train_steps, checkpoint=unfinished),
+                training=Training(steps=train_steps or 30_000, checkpoint=unfinished),
             )
     except KeyboardInterrupt:
         if unfinished.exists():

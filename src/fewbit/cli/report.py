@@ -20,7 +20,7 @@ def report(
     observations: Annotated[Path | None, typer.Option(help="compare layers on this .npy array [n, ...]")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="measure each layer alone (minutes)")] = False,
     film: Annotated[bool, typer.Option("--film", help="a film of both policies, where the environment can be rendered")] = False,
-    film_seconds: Annotated[float, typer.Option(help="with --film: its length")] = 8.0,
+    film_seconds: Annotated[float | None, typer.Option(help="with --film: its length (default 8)")] = None,
     beside: Annotated[Path | None, typer.Option(help="another artifact of the source, in the film and to play")] = None,
     text: Annotated[Path | None, typer.Option(help="of a language model: measure on the second half of this text")] = None,
     windows: Annotated[int, typer.Option(help="with --text: so many windows of 512 tokens")] = 4,
@@ -39,6 +39,8 @@ def report(
         raise FewbitError(f"{out}: the page's name must end in .html")
     if text is not None and artifact.is_file():
         raise FewbitError("--text is of a language model; a policy's page takes --observations")
+    if film_seconds is not None and not (film and film_seconds > 0):
+        raise FewbitError(f"--film-seconds {film_seconds:g}: the length of a film, above 0; it belongs to --film")
     check_writable(out)
     with common.Bar() as bar:
         if artifact.is_dir():
@@ -56,7 +58,7 @@ def report(
                 sensitivity,
                 film,
                 beside,
-                film_seconds,
+                film_seconds or 8.0,
             )
             made = policy(artifact, options, bar)
     size = write_whole(out, made)
