@@ -232,7 +232,7 @@ def test_what_cannot_be_built_is_one_line_and_leaves_no_file(tmp_path):
     nodes = [helper.make_node("Det", ["x"], ["y"], "det")]
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     good = metadata.to_bytes(artifact(ROOT / "demo" / "halfcheetah.zip", Scheme())[0])
-    for content, says in ((model.SerializeToString(), "Det"), (good[:5000], "not an ONNX file"), (b"", "not valid")):
+    for content, says in ((model.SerializeToString(), "Det"), (good[:5000], "not an ONNX file"), (b"", "is empty")):
         (tmp_path / "bad.onnx").write_bytes(content)
         command = [*FEWBIT, "export", str(tmp_path / "bad.onnx"), "--to", "tensorrt-rtx", "-o", str(tmp_path / "out.engine")]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -25,7 +25,10 @@ def calibration(
         return {}
     if observations is not None:
         if len(policy.inputs) > 1:
-            raise FewbitError(f"the policy takes {', '.join(policy.inputs)}, one array is not enough; give --env ID")
+            names = ", ".join(policy.inputs)
+            raise FewbitError(
+                f"the policy takes {names}, one array is not enough; give --env ID, or --state of what it remembers"
+            )
         given = _given(observations)
         name, shape = next(iter(policy.inputs.items()))
         if policy.states and given.shape[2:] == tuple(shape) and len(given):
