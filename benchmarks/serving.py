@@ -125,6 +125,9 @@ def main() -> None:
     a = parser.parse_args()
     if not a.policy and not (a.model and a.quantized):
         parser.error("give --policy, or --model and --quantized")
+    for path in (a.policy, a.model, a.quantized):
+        if path is not None and not path.exists():
+            parser.error(f"{path}: no such file")
     rows = policy(a.policy, a.latency_ms / 1e3, [int(n) for n in a.threads.split(",")], a.price) if a.policy else []
     for row in rows + (language(a.model, a.quantized, a.price) if a.model else []):
         print(json.dumps(row))

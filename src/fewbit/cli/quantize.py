@@ -72,7 +72,7 @@ def quantize(
                 progress=bar,
                 trust_torchscript=trust_torchscript,
                 state=common.states(state),
-                training=Training(steps=train_steps or 30_000, checkpoint=unfinished),
+                training=Training(steps=30_000 if train_steps is None else train_steps, checkpoint=unfinished),
             )
     except KeyboardInterrupt:
         if unfinished.exists():
