@@ -18,6 +18,7 @@ from fewbit import FewbitError, _native
 from fewbit.engine import native, reference
 from fewbit.engine.flatten import UNARY, flatten
 from fewbit.engine.lower import lower
+from fewbit.graph.calibrate import session
 from fewbit.graph.read import prepare
 
 SETS = _native.available()
@@ -219,7 +220,6 @@ ACTIVATIONS = [
 def test_every_function_that_is_quantized_can_be_run():
     """What graph/elementwise takes for one function of a layer's output, engine/float_ops must know, as ONNX Runtime does."""
     from fewbit.engine.float_ops import OPS
-    from fewbit.graph.calibrate import session
     from fewbit.graph.elementwise import ELEMENTWISE
 
     assert set(OPS) >= ELEMENTWISE
@@ -235,7 +235,7 @@ def test_what_it_cannot_run_is_refused_by_name():
     g = corpus.Graph(2)
     x = g.input(np.zeros((2, 4)))
     model = g.case("transposed", g.op("Transpose", x, perm=[1, 0])).model
-    with pytest.raises(FewbitError, match="its first dimension is not the batch; use executor='reference'"):
+    with pytest.raises(FewbitError, match="its first dimension is not the batch"):
         native.load(lower(prepare(model)))
 
 
@@ -275,7 +275,8 @@ def test_a_file_by_onnx_runtimes_quantizer_runs(tmp_path, kind):
     wanted = fewbit.load(made, "reference")(observations)
     for name in SETS:
         assert np.array_equal(fewbit.load(made, instruction_set=name)(observations), wanted)
-    theirs = fewbit.load(made, "onnxruntime")(observations)
+    # Not fused into their integer kernels, whose 16-bit sums saturate on x86 without VNNI (docs/semantics.md).
+    theirs = session(onnx.load(made), optimise=False).run(None, {"x0": observations})[0]
     assert np.abs(theirs - wanted).max() < 0.03 * np.ptp(wanted)
 
 
