@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.engine import reference
-from fewbit.engine.lower import lower
+from fewbit.engine.description import describe
 from fewbit.engine.operands import format_of, scale_of
 from fewbit.engine.program import Program, Step
 from fewbit.errors import FewbitError
@@ -38,10 +38,11 @@ class Row:
 @dataclass(frozen=True)
 class Tensor:
     """One tensor on the same observations [n, ...]. want: the source's, as equalized; got, local: the artifact's registers, codes
-    where reading (scale, zero point, format) is known; local is None where the step's inputs are not known in the source."""
+    where reading (scale, zero point, format) is known; local is None where the step's inputs are not known in the source, or
+    where ONNX Runtime runs the graph (step is None then)."""
 
     name: str
-    step: Step
+    step: Step | None
     want: np.ndarray
     got: np.ndarray
     local: np.ndarray | None
@@ -61,8 +62,15 @@ def exponents(artifact: ir.Model) -> dict[str, np.ndarray]:
 
 def compare(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Tensor]:
     """Every tensor that both have, in the program's order."""
-    program, divided = lower(artifact), exponents(artifact)
-    readings = _readings(artifact)
+    program = describe(artifact).program
+    found = _by_runtime(original, artifact, feeds) if program is None else _by_reference(original, artifact, program, feeds)
+    if not found:
+        raise FewbitError("the artifact and the source have no tensor name in common; was one made from the other?")
+    return found
+
+
+def _by_reference(original: ir.Model, artifact: ir.Model, program: Program, feeds: dict[str, np.ndarray]) -> list[Tensor]:
+    divided, readings = exponents(artifact), _readings(artifact)
     names = {step.out: _source_name(step.out) for step in program.steps if step.out in readings or step.out in program.outputs}
     floats = _float_values(original, feeds, list(names.values()))
     registers = reference.run(program, feeds)
@@ -71,12 +79,29 @@ def compare(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]
         name = names.get(step.out, "")
         if name not in floats:
             continue
-        want = floats[name] / 2.0 ** divided[name] if name in divided else floats[name]
+        want = _as_equalized(floats[name], name, divided)
         local = _local(step, program, readings, names, floats, divided)
         found.append(Tensor(name, step, want, registers[step.out], local, readings.get(step.out)))
-    if not found:
-        raise FewbitError("the artifact and the source have no tensor name in common; was one made from the other?")
     return found
+
+
+def _by_runtime(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Tensor]:
+    """Of a graph that has no program: its codes and outputs as ONNX Runtime makes them."""
+    divided, readings = exponents(artifact), _readings(artifact)
+    made = [o.name or "" for node in artifact.graph for o in node.outputs]
+    outputs = {v.name for v in artifact.graph.outputs}
+    names = {value: _source_name(value) for value in made if value in readings or value in outputs}
+    floats = _float_values(original, feeds, list(names.values()))
+    values = _float_values(artifact, feeds, list(names))
+    return [
+        Tensor(name, None, _as_equalized(floats[name], name, divided), values[value], None, readings.get(value))
+        for value, name in names.items()
+        if name in floats
+    ]
+
+
+def _as_equalized(value: np.ndarray, name: str, divided: dict[str, np.ndarray]) -> np.ndarray:
+    return value / 2.0 ** divided[name] if name in divided else value
 
 
 def _source_name(register: str) -> str:
@@ -120,7 +145,7 @@ def _local(
         name = names.get(register, register)
         if name not in floats:
             return None
-        value = floats[name] / 2.0 ** exponents[name] if name in exponents else floats[name]
+        value = _as_equalized(floats[name], name, exponents)
         if register in readings and value.dtype.kind == "f":  # pixels are codes themselves
             value = affine.quantize(value, *readings[register])  # a ReLU is the saturation of its codes
         made[register] = value

@@ -5,6 +5,10 @@ class FewbitError(Exception):
     """Bad input, or something asked for that cannot be done; the command line prints it and exits 2."""
 
 
+class Unsupported(FewbitError):
+    """A sound graph that has more than fewbit's own engine runs; ONNX Runtime may run it (engine/load)."""
+
+
 def first_line(e: BaseException) -> str:
     """What somebody else's exception says, in one line; its type where it says nothing."""
     return (str(e).strip() or type(e).__name__).splitlines()[0][:200]

@@ -11,11 +11,10 @@ import onnx_ir as ir
 from fewbit import ladder, solvers, sources, targets
 from fewbit.artifact import Artifact
 from fewbit.diff import Row
+from fewbit.engine.description import describe
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
-from fewbit.engine.lower import lower
 from fewbit.engine.policy import Policy
-from fewbit.engine.program import packed_bytes
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError
 from fewbit.graph import half, metadata, qdq
@@ -239,7 +238,7 @@ def search(
         seed = 0 if reported else 1
         found = judge(floats[seed], _scores(measure, quickest(model), seed), np.full(PILOT, float(floor)), keep)
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
-        return record | {"seeds": [seed, seed], "packed_bytes": packed_bytes(lower(model))}
+        return record | {"seeds": [seed, seed], "packed_bytes": describe(model).packed_bytes}
 
     return _climb(original, feeds, scheme, None, cost, training)
 

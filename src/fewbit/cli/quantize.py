@@ -7,7 +7,7 @@ import typer
 
 from fewbit.artifact import Artifact
 from fewbit.cli import common
-from fewbit.engine.lower import lower
+from fewbit.engine.description import describe
 from fewbit.errors import FewbitError
 from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
@@ -91,10 +91,8 @@ def quantize(
 
 
 def _unmeasured(artifact: Artifact, out: Path) -> dict[str, Any]:
-    """What is known without an environment; that only other runtimes can run it is said here, not where it is loaded."""
-    size = {"size_bytes": out.stat().st_size}
-    try:
-        return size | {"exact": lower(artifact.model).exact}
-    except FewbitError as e:
-        common.say(f"fewbit: {out} is written, but {e}")
-        return size
+    """What is known without an environment; that ONNX Runtime runs it, not fewbit's engine, is said here."""
+    described = describe(artifact.model)
+    if described.reason:
+        common.say(f"fewbit: {out} runs in ONNX Runtime, not in fewbit's engine: {described.reason}")
+    return {"size_bytes": out.stat().st_size, "exact": described.exact}

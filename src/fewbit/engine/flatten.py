@@ -13,7 +13,7 @@ from fewbit.engine.flat import Flat, Layout, Register, runs
 from fewbit.engine.float_ops import MOVES, OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
 from fewbit.engine.registers import Registers, behind_batch
-from fewbit.errors import FewbitError
+from fewbit.errors import Unsupported
 from fewbit.graph import patches
 
 BINARY = ["Add", "Sub", "Mul", "Div", "Min", "Max"]
@@ -167,7 +167,7 @@ class _Flattener(Registers):
             "ReduceMean": lambda s: self._reduce("mean", s, tuple(int(i) for i in s.inputs[1])),
         }
         if op not in special:
-            raise FewbitError(f"operator {op} is not run by the native engine; use executor='reference' or 'onnxruntime'")
+            raise Unsupported(f"value {step.out}: operator {op} is not run by the engine")
         return special[op](step)
 
     def _move(self, step: Float) -> Register:
@@ -185,7 +185,7 @@ class _Flattener(Registers):
         shape, rank = self._shape(step.out), len(self.one[step.out].shape)
         axis = step.attributes["axis"] % rank
         if axis == 0 or any(not isinstance(i, str) or i not in self.batched for i in step.inputs):
-            raise FewbitError(f"value {step.out}: a Concat with constants or over the batch needs executor='reference'")
+            raise Unsupported(f"value {step.out}: a Concat with constants or over the batch is not run by the engine")
         parts = [self._need(i) for i in step.inputs]
         starts = np.cumsum([0, *(p.layout.elements for p in parts)])
         numbers = [np.arange(p.layout.elements).reshape(1, *p.shape) + s for p, s in zip(parts, starts, strict=False)]
@@ -231,7 +231,7 @@ class _Flattener(Registers):
     def _gemm(self, step: Float) -> Register:
         x, w, *b = step.inputs
         if not isinstance(w, np.ndarray) or (b and not isinstance(b[0], np.ndarray)):
-            raise FewbitError(f"value {step.out}: a Gemm of two computed values needs executor='reference'")
+            raise Unsupported(f"value {step.out}: a Gemm of two computed values is not run by the engine")
         w = w if step.attributes.get("transB") else w.T
         shape = self._shape(step.out)
         bias = np.broadcast_to(b[0].reshape(-1) if b else np.float32(0), shape[-1:])
@@ -248,7 +248,7 @@ class _Flattener(Registers):
     def _conv(self, step: Float) -> Register:
         name, w, *b = step.inputs
         if not isinstance(w, np.ndarray) or (b and b[0] is not None and not isinstance(b[0], np.ndarray)):
-            raise FewbitError(f"value {step.out}: a Conv with computed weights needs executor='reference'")
+            raise Unsupported(f"value {step.out}: a Conv with computed weights is not run by the engine")
         x, seen = self._need(name), patches.window(step.attributes, w.shape[2:], step.out)
         which = patches.numbers(x.shape, seen, False)
         patched = self._copied_floats(x, which)
@@ -275,7 +275,7 @@ class _Flattener(Registers):
         x, rank = self._need(step.inputs[0]), len(self.one[step.inputs[0]].shape)
         axes = tuple(a % rank for a in axes)
         if 0 in axes:
-            raise FewbitError(f"value {step.out}: {step.op} over the batch needs executor='reference'")
+            raise Unsupported(f"value {step.out}: {step.op} over the batch is not run by the engine")
         kept = [a for a in range(1, rank) if a not in axes]
         numbers = np.arange(x.layout.elements).reshape(1, *x.shape).transpose([0, *kept, *axes])
         count = max(int(np.prod([x.shape[a - 1] for a in kept])), 1)

@@ -1,4 +1,4 @@
-"""load(path, executor): a callable policy. executor is "native" (fewbit's own engine), "reference" (NumPy) or "onnxruntime"."""
+"""load(path, executor): a callable policy, in fewbit's own engine where it runs the graph and in ONNX Runtime elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -11,38 +11,62 @@ from fewbit.engine.lower import lower
 from fewbit.engine.policy import Feeds, Policy
 from fewbit.engine.program import Program
 from fewbit.engine.state import states
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, Unsupported
 from fewbit.graph.read import read
 
-EXECUTORS = ("native", "reference", "onnxruntime")
+EXECUTORS = ("auto", "native", "reference", "onnxruntime")
 
 
-def load(model: str | Path | ir.Model, executor: str = "native", instruction_set: str | None = None) -> Any:
+def load(model: str | Path | ir.Model, executor: str = "auto", instruction_set: str | None = None) -> Any:
     """A policy from an artifact or any ONNX file. A single observation without the batch dimension is taken too.
 
-    native: act(observation or batch, out=None, threads=1), C-contiguous arrays of the input's dtype (float64 for float32 too);
-    what it cannot run it refuses here. instruction_set: one of fewbit._native.available(), else FEWBIT_ISA, else the best.
-    A policy that remembers is a Policy with every executor: act(observation), act.reset().
+    Args:
+        model: a file, or a graph that was read.
+        executor: "auto", fewbit's own engine, or ONNX Runtime where the graph has an operator that the engine lacks; "native",
+            the engine or a refusal; "reference", the integer semantics in NumPy; "onnxruntime".
+        instruction_set: of the engine; one of fewbit._native.available(), else FEWBIT_ISA, else the best.
+
+    Returns:
+        From the engine act(observation or batch, out=None, threads=1), C-contiguous arrays of the input's dtype (float64 for
+        float32 too). A policy that remembers, or that runs elsewhere, is a Policy: act(observation), act.reset().
+
+    Raises:
+        FewbitError: the file cannot be read, or nothing runs the graph.
     """
     if executor not in EXECUTORS:
         raise FewbitError(f"executor {executor} is unknown; choose one of {', '.join(EXECUTORS)}")
     model = model if isinstance(model, ir.Model) else read(model)
     if executor == "onnxruntime":
         return _onnxruntime(model)
-    program = lower(model)
     if executor == "reference":
-        return _reference(program)
-    engine = native.load(program, instruction_set)
+        return _reference(lower(model))
+    try:
+        program = lower(model)
+        engine = native.load(program, instruction_set)
+    except Unsupported as e:
+        if executor == "native":
+            raise Unsupported(f"{e}; load it with executor='auto', which takes ONNX Runtime for such a graph") from None
+        return _instead(model, str(e))
     return _over_engine(program, engine) if program.state else engine
 
 
 def quickest(model: ir.Model) -> Policy:
-    """The native engine where it runs the graph, the reference elsewhere (the same codes), for observations of any dtype."""
-    program = lower(model)
+    """What load chooses, as a Policy for observations of any dtype."""
     try:
+        program = lower(model)
         return _over_engine(program, native.load(program))
+    except Unsupported as e:
+        return _instead(model, str(e))
+
+
+def _instead(model: ir.Model, reason: str) -> Policy:
+    """ONNX Runtime, for a graph that the engine does not run for that reason."""
+    try:
+        return _onnxruntime(model)
+    except ImportError:
+        raise FewbitError(f"{reason}, and ONNX Runtime is not installed; run: pip install onnxruntime") from None
     except FewbitError:
-        return _reference(program)
+        raise FewbitError(f"{reason}, and ONNX Runtime does not run this graph either") from None
 
 
 def _over_engine(program: Program, engine: Any) -> Policy:

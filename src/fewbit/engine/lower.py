@@ -26,7 +26,7 @@ from fewbit.engine.program import (
     Table,
 )
 from fewbit.engine.state import states
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, Unsupported
 from fewbit.graph import patches
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold import const
@@ -87,7 +87,7 @@ class _Lowering:
         node = value.producer()
         if node is None:
             if not any(value is i for i in self.graph.inputs):
-                raise FewbitError(f"output {name} is a constant; this is no policy")
+                raise Unsupported(f"output {name} is a constant, which the engine does not give")
             out = name
         elif node.op_type == "DequantizeLinear":
             scale, zero = scale_of(node)
@@ -113,7 +113,7 @@ class _Lowering:
         elif value.is_graph_input() and value.dtype is not None and value.dtype.numpy() in CODES:
             self.made[name] = name  # pixels, or a sensor's: codes as they come
         elif node is None or node.op_type != "QuantizeLinear":
-            raise FewbitError(f"value {name}: integers that no QuantizeLinear made are not supported")
+            raise Unsupported(f"value {name}: integers that no QuantizeLinear made are not run by this engine")
         else:
             self.made[name] = self._quantized(node, name)
             scale, zero = scale_of(node)
@@ -189,7 +189,7 @@ class _Lowering:
         assert gemm.inputs[0] is not None
         alpha = [gemm.attributes[k].value for k in ("alpha", "beta") if k in gemm.attributes]
         if any(v != 1.0 for v in alpha) or ("transA" in gemm.attributes and gemm.attributes["transA"].value):
-            raise FewbitError(f"node {gemm.name}: a quantized Gemm with alpha, beta or transA is not supported")
+            raise Unsupported(f"node {gemm.name}: a quantized Gemm with alpha, beta or transA is not run by the engine")
         x, (weight, sw, zw) = self._integral(gemm.inputs[0]), weight_of(gemm)
         name = (gemm if q is None else q).outputs[0].name or ""
         source, out = x.register, name
@@ -254,14 +254,14 @@ class _Lowering:
     def _quantize(self, source: ir.Value, q: ir.Node) -> str:
         scale, zero = scale_of(q)
         if scale.size != 1:
-            raise FewbitError(f"node {q.name}: an activation with a scale per channel is not supported")
+            raise Unsupported(f"node {q.name}: an activation with a scale per channel is not run by the engine")
         x = self.floats(source)
         self.exact &= x not in self.integer
         return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
     def _float(self, node: ir.Node, out: str) -> str:
         if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
-            raise FewbitError(f"node {node.name or out}: operator {node.op_type} cannot be run by this engine; use ONNX Runtime")
+            raise Unsupported(f"node {node.name or out}: operator {node.op_type} is not run by the engine")
         inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)
         self.exact &= node.op_type in EXACT
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)

@@ -9,7 +9,7 @@ import numpy as np
 from fewbit.engine.flat import TYPES, Flat
 from fewbit.engine.flatten import flatten
 from fewbit.engine.program import Program
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, Unsupported
 
 MAGIC = 0x3130544942574546  # "FEWBIT01"
 BLOCK = 16
@@ -30,9 +30,15 @@ def load(program: Program, instruction_set: str | None = None):
 def from_flat(program: Program, flat: Flat, instruction_set: str | None = None):
     """The same, of a program that was made flat already, in blocks of BLOCK."""
     name = instruction_set or os.environ.get("FEWBIT_ISA", "")
-    return module().Engine(
-        to_bytes(flat), {k: tuple(v) for k, v in program.inputs.items()}, [o.shape for o in flat.outputs], name
-    )
+    inputs, outputs = {k: tuple(v) for k, v in program.inputs.items()}, [o.shape for o in flat.outputs]
+    try:
+        return module().Engine(to_bytes(flat), inputs, outputs, name)
+    except FewbitError as e:
+        damage = "damaged program: "
+        if not str(e).startswith(damage):
+            raise
+        # These bytes were made here, of a sound graph: what C++ rejects in them is what it has no kernel for.
+        raise Unsupported(f"the native engine has no kernel for this graph ({str(e).removeprefix(damage)})") from None
 
 
 def module() -> Any:
@@ -40,7 +46,7 @@ def module() -> Any:
     try:
         from fewbit import _native
     except ImportError as e:
-        raise FewbitError(f"the native engine was not built ({e}); reinstall fewbit, or use executor='reference'") from None
+        raise FewbitError(f"the native engine was not built ({e}); reinstall fewbit, or use executor='onnxruntime'") from None
     return _native
 
 

@@ -178,7 +178,7 @@ def packed_bytes(program: Program) -> int:
     for step in program.steps:
         match step:
             case Linear():
-                total += -(-step.weight.size * _width(step.weight) // 8) + step.bias.nbytes
+                total += -(-step.weight.size * code_width(step.weight) // 8) + step.bias.nbytes
             case Table():
                 total += step.segments.c.nbytes
             case Lookup():
@@ -188,6 +188,6 @@ def packed_bytes(program: Program) -> int:
     return total
 
 
-def _width(codes: np.ndarray) -> int:
+def code_width(codes: np.ndarray) -> int:
     """The bits that these codes need, of the widths that weights come in."""
     return next(b for b in (2, 3, 4, 6, 8, 16, 32) if codes.min() >= -(1 << (b - 1)) and codes.max() < 1 << (b - 1))

@@ -10,7 +10,7 @@ import numpy as np
 from fewbit.engine import reference
 from fewbit.engine.flat import TYPES, Call, Layout, Register, runs
 from fewbit.engine.program import Add, Float, Multiply, Program
-from fewbit.errors import FewbitError, first_line
+from fewbit.errors import FewbitError, Unsupported, first_line
 
 
 class Registers:
@@ -34,7 +34,7 @@ class Registers:
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype, layout: Layout | None = None, held: np.ndarray | None = None):
         if dtype not in TYPES:
-            raise FewbitError(f"a tensor of {dtype} is not run by the native engine; use executor='reference'")
+            raise Unsupported(f"a tensor of {dtype} is not run by the engine")
         layout = layout or self._layout(1, max(int(np.prod(shape)), 1))
         if held is not None:
             row = np.zeros((layout.count, layout.stride), dtype)
@@ -49,7 +49,7 @@ class Registers:
     def _shape(self, name: str) -> tuple[int, ...]:
         one, two = self.one[name].shape, self.two[name].shape
         if name in self.batched and (not one or (one[0], two[0]) != (1, 2) or one[1:] != two[1:]):
-            raise FewbitError(f"value {name}: its first dimension is not the batch; use executor='reference'")
+            raise Unsupported(f"value {name}: its first dimension is not the batch")
         return one[1:] if name in self.batched else one
 
     def _need(self, name: str) -> Register:
@@ -116,6 +116,6 @@ def behind_batch(value: np.ndarray, rank: int) -> np.ndarray:
     value = np.asarray(value)
     if value.ndim > rank:
         if value.shape[0] != 1:
-            raise FewbitError("a constant that differs along the batch needs executor='reference'")
+            raise Unsupported("a constant that differs along the batch is not run by the engine")
         return value[0]
     return value

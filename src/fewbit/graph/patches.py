@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, Unsupported
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def window(attributes: dict, kernel: tuple[int, ...], name: str) -> Window:
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise FewbitError(f"node {name}: a Conv with auto_pad {attributes['auto_pad']} is not supported; export explicit pads")
     if attributes.get("group", 1) != 1:
-        raise FewbitError(f"node {name}: a Conv with groups is not supported; use ONNX Runtime")
+        raise Unsupported(f"node {name}: a Conv with groups is not run by the engine")
     ones = (1,) * n
     strides, dilations = (tuple(attributes.get(k) or ones) for k in ("strides", "dilations"))
     return Window(kernel, strides, dilations, tuple(attributes.get("pads") or (0,) * (2 * n)))

@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit import diff
-from fewbit.engine.lower import lower
 from fewbit.engine.operands import scale_of
 from fewbit.graph.fold import const
 from fewbit.graph.layers import layers as layers_of
@@ -84,12 +83,12 @@ def _activation(tensor: diff.Tensor) -> Words | None:
 def _weights(original: ir.Model, artifact: ir.Model, recipe: Words) -> list[Words]:
     """Each layer's codes over its float weights, in steps of the grid: every row has its own scale."""
     floats = {layer.node.outputs[0].name: layer for layer in layers_of(original)}
-    divided, nodes, found = diff.exponents(artifact), {n.outputs[0].name: n for n in artifact.graph}, []
-    for step in lower(artifact).steps:
-        name = getattr(step, "layer", "")
-        if name not in floats or name not in nodes:
+    divided, found = diff.exponents(artifact), []
+    for node in artifact.graph:
+        name = node.outputs[0].name
+        if name not in floats:
             continue
-        weight = nodes[name].inputs[1]
+        weight = node.inputs[1]
         dequantize = weight.producer() if weight is not None else None
         codes = const(dequantize.inputs[0]) if dequantize is not None else None
         if dequantize is None or codes is None:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.engine.description import describe
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
-from fewbit.engine.lower import lower
 from fewbit.engine.policy import Policy
-from fewbit.engine.program import packed_bytes
 from fewbit.errors import FewbitError
 from fewbit.rl import evidence, returns
 
@@ -129,12 +128,12 @@ def compare(
 
 def alone(model: ir.Model, policy: Policy, env: str, q: np.ndarray, seed: int, quick: bool = False) -> dict[str, Any]:
     """What is known of a policy without its original."""
-    program = lower(model)
+    described = describe(model)
     return {
         "env": env,
         "return_quantized": summary(q),
-        "packed_bytes": packed_bytes(program),
-        "exact": program.exact,
+        "packed_bytes": described.packed_bytes,
+        "exact": described.exact,
         "latency_us": 0.0 if quick else latency(model, policy),
         "latency_executor": policy.executor,
         "versions": _versions(),
@@ -202,7 +201,7 @@ def summary(values: np.ndarray) -> dict[str, float]:
 def latency(model: ir.Model, policy: Policy) -> float:
     """Median microseconds of one action; of the native engine as a robot's loop calls it."""
     called: Any = load_policy(model) if policy.executor.startswith("native") else policy
-    return median_us(called, policy.inputs, lower(model).input_dtypes)
+    return median_us(called, policy.inputs, {v.name or "": v.dtype.numpy() for v in model.graph.inputs if v.dtype is not None})
 
 
 def median_us(
