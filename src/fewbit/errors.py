@@ -9,6 +9,10 @@ class Unsupported(FewbitError):
     """A sound graph that has more than fewbit's own engine runs; ONNX Runtime may run it (engine/load)."""
 
 
+class FewbitWarning(UserWarning):
+    """Something was done as asked, and its cost is larger than whoever asked will expect; the command line prints it."""
+
+
 def first_line(e: BaseException) -> str:
     """What somebody else's exception says, in one line; its type where it says nothing."""
     return (str(e).strip() or type(e).__name__).splitlines()[0][:200]

@@ -1,5 +1,6 @@
 """From source to artifact, and from artifact to evidence: what the command line and `import fewbit` both call."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import ladder, solvers, sources, targets
+from fewbit import ladder, solvers, sources, targets, verification
 from fewbit.artifact import Artifact
 from fewbit.diff import Row
 from fewbit.engine.description import describe
@@ -16,7 +17,7 @@ from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
 from fewbit.engine.policy import Policy
 from fewbit.engine.state import states
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, FewbitWarning
 from fewbit.graph import half, metadata, qdq
 from fewbit.graph.fold import const
 from fewbit.graph.layers import head, layers
@@ -78,6 +79,7 @@ def quantize(
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
     _check_layers(original, scheme, budget)
     feeds = calibration(original, env, observations, env_args, seed)
+    original = verification.verify_source(original, feeds or verification.noise(original.model))
     how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
     if budget is not None:
         widest = "int8" if scheme.weights == "auto" else scheme.weights
@@ -232,6 +234,7 @@ def search(
     _check(scheme)
     original = sources.load(source, normalizer, observation_shape)
     feeds = calibration(original, None, observations, None, 0)
+    original = verification.verify_source(original, feeds)
     floats = {seed: _scores(measure, load_policy(original.model, "onnxruntime"), seed) for seed in (0, 1)}
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
@@ -269,6 +272,12 @@ def _artifact(
     if scheme.target != "any":
         model = targets.rewrite(model, scheme.target)
         record = metadata.read(model)
+    verified = verification.verify_artifact(model, original.model, feeds or verification.noise(model), scheme.target)
+    record |= {"fidelity": verified.pop("fidelity"), "verified": {"source": original.checks} | verified}
+    text = verification.warning(record["fidelity"], scheme.method) if extra is None else ""  # elsewhere the return is measured
+    if text:
+        record["warning"] = text
+        warnings.warn(text, FewbitWarning, stacklevel=3)
     return Artifact(model, record)
 
 

@@ -1,5 +1,6 @@
 """`fewbit quantize SOURCE -o OUT.onnx`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 from fewbit.artifact import Artifact
 from fewbit.cli import common
 from fewbit.engine.description import describe
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, FewbitWarning
 from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
 from fewbit.training import Training
@@ -57,7 +58,8 @@ def quantize(
         raise FewbitError(f"--train-steps belongs to --method qat, or to auto, which may train; {method} does not")
     unfinished = out.with_name(f".{out.name}.training.part")
     try:
-        with common.Bar() as bar:
+        with common.Bar() as bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewbitWarning)  # said below, in a line of its own
             artifact = pipeline.quantize(
                 source,
                 env,
@@ -80,6 +82,8 @@ def quantize(
         raise
     artifact.save(out)
     unfinished.unlink(missing_ok=True)
+    if "warning" in artifact.record:
+        common.say(f"fewbit: warning: {artifact.record['warning']}")
     record = artifact.record.get("evidence") or _unmeasured(artifact, out)
     tried = artifact.record.get("search", [])
     if json:

@@ -1,10 +1,12 @@
 """A trained network, however it was kept, as one float ONNX graph. `load` tells the kinds apart; one file a kind."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
@@ -18,6 +20,8 @@ class Source:
     """model: float graph from raw observation to the action that env.step takes; contract: what is known about both.
 
     state: what it remembers, as engine/state reads it; written into the model's record, so that whoever runs it knows.
+    run: the source as it came, before anything was folded: {input: [n, ...]} -> {output: array}; None where it cannot be run.
+    half: it computes in 16-bit floats. checks: what verification found of the two, once there were observations.
     """
 
     model: ir.Model
@@ -25,6 +29,9 @@ class Source:
     digest: str
     contract: dict[str, Any] = field(default_factory=dict)
     state: tuple[dict[str, Any], ...] = ()
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    half: bool = False
+    checks: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.state:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
 from fewbit.graph import fold, fold_recurrent, metadata, read
-from fewbit.sources import Declared, Source, digest
+from fewbit.sources import Declared, Source, digest, original
 
 
 def load(path: Path, state: Declared | None = None) -> Source:
@@ -24,7 +25,7 @@ def load(path: Path, state: Declared | None = None) -> Source:
     contract: dict[str, Any] = {k: _shapes(v for v in values if v.name not in held) for k, values in ends.items()}
     if records:
         contract["recurrent_state"] = [s["input"] for s in records]
-    return Source(model, path.name, digest(path.read_bytes()), contract, tuple(records))
+    return Source(model, path.name, digest(path.read_bytes()), contract, tuple(records), original.of_onnx(onnx.load(path)))
 
 
 def _shapes(values: Any) -> dict[str, list[int | str]]:

@@ -23,7 +23,7 @@ try:
 except ImportError as e:
     raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
 
-from fewbit.sources import sb3_archive, sb3_recurrent, torch_module
+from fewbit.sources import original, sb3_archive, sb3_recurrent, torch_module
 from fewbit.sources.recurrent import Remembered
 
 # Tensors that acting does not read; a file without them is complete.
@@ -230,7 +230,8 @@ def capture(
     finally:
         torch.distributions.Distribution.set_default_validate_args(validate)
     contract = _contract(policy, parts, normalizer) | {"recurrent_state": [s.name for s in states] or None}
-    return Source(model, name, fingerprint, contract, tuple(s.record for s in states))
+    run = original.of_module(step, list(examples), [*outputs, *(s.output for s in states)])
+    return Source(model, name, fingerprint, contract, tuple(s.record for s in states), run)
 
 
 def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is_dict: bool) -> None:

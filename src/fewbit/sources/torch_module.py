@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from fewbit.errors import FewbitError, MissingExtra, first_line
 from fewbit.graph import fold, read
-from fewbit.sources import Declared, Source, digest
+from fewbit.sources import Declared, Source, digest, original
 
 try:
     import torch
@@ -46,13 +46,15 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: D
 
     examples = {"observation": torch.zeros(2, *observation_shape)}
     examples |= {name: torch.tensor(start).expand(2, *start.shape).clone() for name, _, start in held}
-    model = export(Wrapped(), examples, ["action", *(output for _, output, _ in held)])
+    outputs = ["action", *(output for _, output, _ in held)]
+    model = export(Wrapped(), examples, outputs)
     contract: dict[str, Any] = {"observation": {"observation": list(observation_shape)}}
     records = tuple({"input": i, "output": o} | ({"initial": v.tolist()} if v.any() else {}) for i, o, v in held)
     if held:
         contract["recurrent_state"] = [name for name, _, _ in held]
     weights = b"".join(t.detach().cpu().numpy().tobytes() for t in module.state_dict().values())
-    return Source(model, type(module).__name__, digest(weights), contract, records)
+    run = original.of_module(module, list(examples), outputs)
+    return Source(model, type(module).__name__, digest(weights), contract, records, run)
 
 
 def _held(state: Declared) -> list[tuple[str, str, np.ndarray]]:

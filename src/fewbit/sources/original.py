@@ -1,0 +1,99 @@
+"""The original network, run as it came: an ONNX file in ONNX Runtime, a module in torch. Verification compares with it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from fewbit.errors import FewbitError
+from fewbit.graph import calibrate
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+
+
+def of_onnx(proto: onnx.ModelProto) -> Run:
+    """The file's own graph: {input: [n, ...]} -> {output: [n, ...]}.
+
+    A state of several layers, which folding turns into one input a layer, is put together again; a graph exported with batch 1 is
+    called row by row. ONNX Runtime runs it, or the specification's evaluator where ONNX Runtime lacks a kernel.
+    """
+    initializers = {t.name for t in proto.graph.initializer}
+    inputs = [v for v in proto.graph.input if v.name not in initializers]
+    names = [o.name for o in proto.graph.output]
+    call = _caller(proto, names)
+
+    def run(feeds: Arrays) -> Arrays:
+        given = {v.name: _given(v, feeds) for v in inputs}
+        count = len(next(iter(feeds.values())))
+        ones = {v.name: _batch_axis(v, given[v.name], count) for v in inputs}
+        if not any(_dimension(v, ones[v.name]) == 1 for v in inputs) or count == 1:
+            return _layers_apart(dict(zip(names, call(given), strict=True)), count)
+        rows = [call({k: np.take(a, [i], axis=ones[k]) if a.ndim else a for k, a in given.items()}) for i in range(count)]
+        made = {}
+        for k, name in enumerate(names):
+            parts = [np.asarray(r[k]) for r in rows]
+            axis = 1 if parts[0].ndim == 3 and parts[0].shape[0] > 1 and parts[0].shape[1] == 1 else 0
+            made[name] = np.concatenate([p if p.ndim else p[None] for p in parts], axis=axis)
+        return _layers_apart(made, count)
+
+    return run
+
+
+def of_module(module: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Run:
+    """A torch.nn.Module that is called with the inputs in this order."""
+    import torch
+
+    def run(feeds: Arrays) -> Arrays:
+        with torch.no_grad():
+            made = module(*(torch.from_numpy(np.ascontiguousarray(feeds[k])) for k in inputs))
+        made = made if isinstance(made, tuple | list) else (made,)
+        return {k: v.cpu().numpy() for k, v in zip(outputs, made, strict=True)}
+
+    return run
+
+
+def _caller(proto: onnx.ModelProto, names: list[str]) -> Callable[[Arrays], list[np.ndarray]]:
+    try:
+        runner = calibrate.session(proto)
+        return lambda feeds: calibrate.run(runner, names, feeds)
+    except FewbitError:
+        evaluator = ReferenceEvaluator(proto)
+        return lambda feeds: evaluator.run(names, feeds)
+
+
+def _given(value: onnx.ValueInfoProto, feeds: Arrays) -> np.ndarray:
+    """What the file's own input is fed with, in its dtype; a state's layers stacked."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if value.name in feeds:
+        array = feeds[value.name]
+    else:
+        layers = [feeds[f"{value.name}_{k}"] for k in range(len(feeds)) if f"{value.name}_{k}" in feeds]
+        if not layers:
+            raise FewbitError(f"input {value.name}: the graph read from the file does not take it")
+        array = np.stack(layers)
+    rank = len(value.type.tensor_type.shape.dim)
+    return (array[None] if array.ndim == rank - 1 else array).astype(kind)
+
+
+def _batch_axis(value: onnx.ValueInfoProto, array: np.ndarray, count: int) -> int:
+    """Of what is fed: 0, or 1 of a state [layers, batch, hidden]."""
+    return 1 if array.ndim > 1 and array.shape[0] != count and array.shape[1] == count else 0
+
+
+def _dimension(value: onnx.ValueInfoProto, axis: int) -> int | None:
+    dims = value.type.tensor_type.shape.dim
+    return dims[axis].dim_value if axis < len(dims) and dims[axis].HasField("dim_value") else None
+
+
+def _layers_apart(made: Arrays, count: int) -> Arrays:
+    """A state [layers, batch, hidden] also as name_0, name_1, …: what the folded graph gives."""
+    layered = {
+        f"{name}_{k}": layer
+        for name, array in made.items()
+        if np.ndim(array) == 3 and array.shape[0] != count and array.shape[1] == count
+        for k, layer in enumerate(array)
+    }
+    return made | layered

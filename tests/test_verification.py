@@ -1,0 +1,127 @@
+"""Nothing is saved that was not run: a wrong fold, graph or executor, and what nothing runs, are refused."""
+
+import warnings
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import fewbit
+from fewbit import FewbitError, verification
+from fewbit.engine import native
+from fewbit.errors import FewbitWarning
+from fewbit.graph import fold_affine, qdq
+from fewbit.sources import load, original
+
+OBSERVATIONS = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def network(tmp_path):
+    """5 -> 24, times a factor a channel, ReLU, 3; an ONNX file."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w0": rng.normal(size=(24, 5)),
+        "b0": rng.normal(size=24),
+        "f": rng.uniform(0.5, 2, 24),
+        "w1": rng.normal(size=(3, 24)),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h"], "first", transB=1),
+        helper.make_node("Mul", ["h", "f"], ["m"], "factor"),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w1"], ["y"], "last", transB=1),
+    ]
+    return saved(tmp_path / "float.onnx", nodes, {"x": ["batch", 5]}, {"y": ["batch", 3]}, constants)
+
+
+def saved(path, nodes, inputs, outputs, constants):
+    """An ONNX file of float inputs and outputs {name: shape}."""
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in e.items()] for e in (inputs, outputs)]
+    initializers = [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "network", *ends, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def test_the_record_says_what_was_compared(network):
+    record = fewbit.quantize(network, observations=OBSERVATIONS).record
+    checked = record["verified"]
+    assert checked["source"]["folded"] < 1e-5 and checked["source"]["at_16_bits"] < 0.001
+    assert checked["native"] == "equal" and checked["onnxruntime"] < 0.01 and checked["rows"] == verification.ROWS
+    assert 0 < record["fidelity"]["action_rmse"] < 0.02 and record["fidelity"]["states"] == len(OBSERVATIONS)
+
+
+def test_a_wrong_fold_is_refused(network, monkeypatch):
+    right = fold_affine._write
+    monkeypatch.setattr(fold_affine, "_write", lambda graph, gemm, weight, bias: right(graph, gemm, weight, bias * 1.01))
+    with pytest.raises(FewbitError, match="output y: the graph read from the source is .*% off, so nothing is written"):
+        fewbit.quantize(network, observations=OBSERVATIONS)
+
+
+@pytest.mark.parametrize("method", ["rtn", "smooth+gptq"])
+def test_a_graph_written_wrongly_is_refused_whatever_its_bits(network, monkeypatch, method):
+    right = qdq.semantics.bias_codes
+    monkeypatch.setattr(qdq.semantics, "bias_codes", lambda bias, x, w: np.roll(right(bias, x, w), 1))
+    with pytest.raises(FewbitError, match="written at 16 bits the graph is .*% of its outputs' range off the source"):
+        fewbit.quantize(network, observations=OBSERVATIONS, scheme=fewbit.Scheme(weights="int4", method=method))
+
+
+def test_an_engine_that_is_not_the_reference_is_refused(network, monkeypatch):
+    right = native.load
+
+    class OneOff:
+        def __init__(self, program, *more):
+            self.engine = right(program, *more)
+            self.instruction_set = self.engine.instruction_set
+
+        def __call__(self, x):
+            made = self.engine(x).copy()
+            made[-1, -1] = np.nextafter(made[-1, -1], np.float32(np.inf))
+            return made
+
+    monkeypatch.setattr(native, "load", OneOff)
+    with pytest.raises(FewbitError, match="output y: fewbit's engine gives something else than the reference"):
+        fewbit.quantize(network, observations=OBSERVATIONS)
+
+
+def test_an_artifact_that_onnx_runtime_refuses_is_refused(network):
+    artifact, source = fewbit.quantize(network, observations=OBSERVATIONS), load(network)
+    zero = next(n for n in artifact.model.graph if n.op_type == "QuantizeLinear").inputs[2]
+    wrong = ir.tensor(np.zeros((), np.int32), name=zero.name)
+    zero.const_value, zero.dtype = wrong, ir.DataType.INT32
+    with pytest.raises(FewbitError, match="the artifact is no graph that ONNX Runtime runs"):
+        verification.verify_artifact(artifact.model, source.model, {"x": OBSERVATIONS})
+
+
+def test_actions_far_off_are_a_warning_where_nothing_is_measured(network):
+    """One column of the observations is 2000 times the others: one scale for all weights of a row leaves none of its weights."""
+    unlike = OBSERVATIONS * np.array([2e3, 1, 1, 1, 1], np.float32)
+    model = onnx.load(network)
+    first = numpy_helper.to_array(model.graph.initializer[0]) / np.array([2e3, 1, 1, 1, 1], np.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(first, "w0"))
+    onnx.save(model, network)
+    with pytest.warns(FewbitWarning, match="% of their range off, on calibration states; --method rtn .* --method auto scales"):
+        record = fewbit.quantize(network, observations=unlike, scheme=fewbit.Scheme(method="rtn")).record
+    assert record["fidelity"]["action_rmse"] > 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record = fewbit.quantize(network, observations=unlike, scheme=fewbit.Scheme(method="auto")).record
+    assert record["fidelity"]["action_rmse"] < 0.02
+
+
+def test_a_graph_of_batch_1_is_run_row_by_row(tmp_path):
+    node = helper.make_node("Mul", ["x", "x"], ["y"], "square")
+    path = saved(tmp_path / "one.onnx", [node], {"x": [1, 4]}, {"y": [1, 4]}, {})
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert np.array_equal(original.of_onnx(onnx.load(path))({"x": x})["y"], x**2)
+
+
+def test_a_state_of_two_layers_is_put_together_and_taken_apart(tmp_path):
+    node = helper.make_node("Add", ["h", "h"], ["next"], "double")
+    path = saved(tmp_path / "two.onnx", [node], {"h": [2, "batch", 3]}, {"next": [2, "batch", 3]}, {})
+    layers = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    made = original.of_onnx(onnx.load(path))({"h_0": layers[0], "h_1": layers[1]})
+    assert np.array_equal(made["next_0"], 2 * layers[0]) and np.array_equal(made["next_1"], 2 * layers[1])
