@@ -9,7 +9,7 @@ from fewbit.engine import reference
 from fewbit.engine.lower import lower
 from fewbit.engine.operands import is_quantized
 from fewbit.engine.policy import Policy
-from fewbit.graph.fold import const, remove_unused
+from fewbit.graph.edit import const, remove_unused
 
 
 def quantized(model: ir.Model) -> list[ir.Node]:

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import fewbit
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import LAYERS
 from fewbit.numerics.formats import INTEGERS
 from fewbit.rl import QuantizedTraining, grids

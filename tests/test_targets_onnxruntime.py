@@ -19,7 +19,7 @@ from fewbit import _native
 from fewbit.artifact import Artifact
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
-from fewbit.graph.fold import add_constant, const
+from fewbit.graph.edit import add_constant, const
 from fewbit.graph.read import prepare, read
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import pairs, rtn

@@ -19,7 +19,7 @@ from fewbit.engine.load import load
 from fewbit.engine.lower import lower
 from fewbit.errors import MissingExtra
 from fewbit.graph import metadata
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.read import prepare, read
 from fewbit.targets import openvino
 

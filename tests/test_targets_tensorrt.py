@@ -25,7 +25,7 @@ from fewbit.engine.load import load
 from fewbit.engine.lower import lower
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import calibrate, metadata
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.qdq import Scheme
 from fewbit.graph.quantize import quantize
 from fewbit.graph.read import prepare, read

@@ -19,7 +19,7 @@ from fewbit.engine.policy import Policy
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, FewbitWarning
 from fewbit.graph import half, metadata, qdq
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import head, layers
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read

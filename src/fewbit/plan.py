@@ -13,7 +13,7 @@ from fewbit import checkpoint, sources
 from fewbit.checkpoint import Shape
 from fewbit.devices import Device
 from fewbit.errors import FewbitError
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import layers
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}

@@ -9,7 +9,7 @@ from fewbit.engine import native
 from fewbit.engine.lower import lower
 from fewbit.engine.program import Program, code_width, packed_bytes
 from fewbit.errors import FewbitError, Unsupported
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 
 
 @dataclass(frozen=True)

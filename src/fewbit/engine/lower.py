@@ -28,8 +28,8 @@ from fewbit.engine.program import (
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, Unsupported
 from fewbit.graph import patches
+from fewbit.graph.edit import const
 from fewbit.graph.elementwise import Chain, chain
-from fewbit.graph.fold import const
 from fewbit.numerics import semantics, unary
 from fewbit.numerics.formats import IntFormat
 

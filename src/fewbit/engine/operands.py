@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from fewbit.engine.float_ops import MOVES
 from fewbit.errors import FewbitError, Unsupported
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.strip import floats
 from fewbit.numerics.formats import INTEGERS, IntFormat
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 
 ELEMENTWISE = {
     "Relu",

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.graph import wide
-from fewbit.graph.fold import add_constant, const
+from fewbit.graph.edit import add_constant, const
 from fewbit.graph.layers import Layer, take_apart
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import scaling

@@ -6,7 +6,7 @@ Exporters wrap a step of a recurrent layer in such moves, since its operator wan
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.graph.fold import add_constant, const, replace_node
+from fewbit.graph.edit import add_constant, const, new_node, replace_node
 
 MANY = 8  # axes of a value whose rank is unknown: more than any has
 MOVING = ("Squeeze", "Transpose", "Reshape", "Slice", "Unsqueeze", "Gather")
@@ -22,7 +22,7 @@ def fold_moves(graph: ir.Graph) -> bool:
         source, where = places(node.outputs[0])
         if source is node.outputs[0] or where != list(range(len(where))):
             continue
-        if node.outputs[0] in graph.outputs and (source in graph.outputs or source in graph.inputs):
+        if node.outputs[0].is_graph_output() and (source.is_graph_output() or source.is_graph_input()):
             continue
         replace_node(graph, node, source)
         changed = True
@@ -39,12 +39,11 @@ def _of_stack(graph: ir.Graph, node: ir.Node) -> bool:
     if k is None or not 0 <= k < len(parts) or not all(is_one(p, 0) for p in parts):
         return False
     part = parts[k]
-    if node.op_type == "Slice" and node.outputs[0] in graph.outputs and part in graph.outputs:
+    if node.op_type == "Slice" and node.outputs[0].is_graph_output() and (part.is_graph_output() or part.is_graph_input()):
         return False
     if node.op_type == "Gather":
         name = f"{node.name or node.outputs[0].name}.part"
-        squeeze = ir.node("Squeeze", [part, add_constant(graph, f"{name}.axis", np.array([0]))], name=name)
-        squeeze.outputs[0].name = f"{name}.out"
+        squeeze = new_node(graph, "Squeeze", [part, add_constant(graph, f"{name}.axis", np.array([0]))], name)
         graph.insert_before(node, squeeze)
         part = squeeze.outputs[0]
     replace_node(graph, node, part)
@@ -53,12 +52,16 @@ def _of_stack(graph: ir.Graph, node: ir.Node) -> bool:
 
 def taken(node: ir.Node) -> int | None:
     """Which one element of the first axis a Slice or Gather takes; None where it takes anything else."""
-    first, *more = (const(i) for i in node.inputs[1:])
+    given = [*node.inputs[1:], *[None] * 3][:4]
+    first, *more = (const(i) for i in given)
     if node.op_type == "Gather":
         axis = node.attributes["axis"].value if "axis" in node.attributes else 0
         return int(first) if first is not None and first.ndim == 0 and axis == 0 else None
-    axes = more[1] if len(more) > 1 else np.array([0])
-    if first is None or first.size != 1 or not more or more[0] is None or axes is None or axes.tolist() != [0]:
+    axes = np.array([0]) if given[2] is None else more[1]
+    steps = np.array([1]) if given[3] is None else more[2]
+    if first is None or first.size != 1 or more[0] is None or axes is None or axes.tolist() != [0]:
+        return None
+    if steps is None or steps.tolist() != [1]:
         return None
     return int(first[0]) if more[0][0] == first[0] + 1 else None
 
@@ -74,15 +77,22 @@ def is_one(value: ir.Value, axis: int) -> bool:
 
 def places(value: ir.Value) -> tuple[ir.Value, Places]:
     """(the value that this one is, moved about; where its axes lie there): itself where nothing is known of how it was made."""
-    producer = value.producer()
-    x = producer.inputs[0] if producer is not None and producer.inputs else None
-    if producer is not None and x is not None:
-        source, where = places(x)
-        found = _moved(producer, source, where)
-        if found is not None:
-            return source, found
-    rank = len(value.shape) if value.shape is not None else MANY
-    return value, list(range(rank))
+    path: list[ir.Node] = []
+    source = value
+    while (producer := source.producer()) is not None and producer.op_type in (*MOVING, "Identity") and not producer.domain:
+        if producer.inputs[0] is None:
+            break
+        path.append(producer)
+        source = producer.inputs[0]
+    where = _own(source)
+    for node in reversed(path):
+        found = _moved(node, source, where)
+        source, where = (source, found) if found is not None else (node.outputs[0], _own(node.outputs[0]))
+    return source, where
+
+
+def _own(value: ir.Value) -> Places:
+    return list(range(len(value.shape) if value.shape is not None else MANY))
 
 
 def _moved(node: ir.Node, source: ir.Value, where: Places) -> Places | None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.fold import add_constant, const
+from fewbit.graph.edit import add_constant, const, fresh, replace_value
 from fewbit.graph.fold_moves import is_one, places
 
 GATES = {"LSTM": 4, "GRU": 3}
@@ -95,10 +95,10 @@ class _Nodes:
     def op(self, op: str, *inputs: ir.Value, width: int = 0, outputs: int = 1, **attributes: Any) -> Any:
         """The output, or a list of them; width: of a value [batch, width]."""
         self.count += 1
-        name = f"{self.stem}.{op.lower()}{self.count}"
+        name = fresh(self.graph, f"{self.stem}.{op.lower()}{self.count}")
         made = ir.node(op, list(inputs), attributes=attributes or None, name=name, num_outputs=outputs)
         for k, out in enumerate(made.outputs):
-            out.name = f"{name}.out{k if outputs > 1 else ''}"
+            out.name = fresh(self.graph, f"{name}.out{k if outputs > 1 else ''}")
             out.dtype = ir.DataType.FLOAT
             out.shape = ir.Shape(["batch", width]) if width else None
         self.graph.insert_before(self.node, made)
@@ -133,19 +133,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
         value.meta[REMEMBERED] = places(state)[0].name
     one = [made.axes("Unsqueeze", value, 0) for value in after]
     for old, new in zip(node.outputs, [made.axes("Unsqueeze", after[0], 0, 1), *one], strict=False):
-        _hand_over(graph, old, new)
+        replace_value(graph, old, new)
     graph.remove(node, safe=True)
-
-
-def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Every use of old reads new; a graph output keeps its name."""
-    for k, out in enumerate(graph.outputs):
-        if out is old:
-            new.name, old.name = old.name, f"{old.name}.folded"
-            new.shape, new.dtype = old.shape, old.dtype or ir.DataType.FLOAT
-            graph.outputs[k] = new
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, new)
 
 
 def _lstm(made: _Nodes, x: ir.Value, h: ir.Value, c: ir.Value, weight: np.ndarray, bias: np.ndarray) -> list[ir.Value]:
@@ -192,7 +181,7 @@ def _inputs_by_layer(graph: ir.Graph, node: ir.Node) -> None:
         count = 1 + max(layer for _, layer in parts if layer is not None)
         at, name = list(graph.inputs).index(value), value.name or "state"
         new = [_input(f"{name}_{k}" if count > 1 else name, hidden) for k in range(count)]
-        value.name = f"{name}.layers"
+        value.name = fresh(graph, f"{name}.layers")
         graph.inputs[at : at + 1] = new
         for read, layer in parts:
             _read_layer(graph, value, read, new[layer or 0])
@@ -243,7 +232,7 @@ def _outputs_by_layer(graph: ir.Graph) -> bool:
         if producer is None or any(not s.meta.get(REMEMBERED) or where != [None, 0, 1] for s, where in parts):
             continue
         at, name = list(graph.outputs).index(out), out.name or "state"
-        out.name = f"{name}.layers"
+        out.name = fresh(graph, f"{name}.layers")
         made = _Nodes(graph, producer)
         made.stem = f"{name}.by_layer"
         new = []

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.graph.fold import add_constant, const, replace_node
+from fewbit.graph.edit import add_constant, const, replace_node
 from fewbit.graph.fold_moves import places, taken
 
 
@@ -15,7 +15,7 @@ def fold_shapes(graph: ir.Graph) -> bool:
 def _size(graph: ir.Graph, node: ir.Node) -> bool:
     """One number of a Shape: 1 of an axis that was put in, or the source's own."""
     shape = node.inputs[0].producer() if node.op_type in ("Slice", "Gather") and node.inputs[0] is not None else None
-    if shape is None or shape.op_type != "Shape" or shape.inputs[0] is None or node.outputs[0] in graph.outputs:
+    if shape is None or shape.op_type != "Shape" or shape.inputs[0] is None or node.outputs[0].is_graph_output():
         return False
     start = shape.attributes["start"].value if "start" in shape.attributes else 0
     axis = taken(node)

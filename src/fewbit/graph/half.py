@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.fold import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, remove_unused
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
+from fewbit.graph.edit import const
 from fewbit.graph.elementwise import Chain, chain
-from fewbit.graph.fold import const
 from fewbit.graph.fold_recurrent import GATES, refuse
 
 LAYERS = {"Gemm", "Conv"}

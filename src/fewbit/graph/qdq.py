@@ -14,8 +14,8 @@ import onnx_ir as ir
 from fewbit import solvers
 from fewbit.errors import FewbitError
 from fewbit.graph import wide
+from fewbit.graph.edit import add_constant, const, remove_unused
 from fewbit.graph.elementwise import Chain, chain
-from fewbit.graph.fold import add_constant, const, remove_unused
 from fewbit.graph.layers import LAYERS, MOVES, Layer, origin, take_apart
 from fewbit.graph.patches import Window, window
 from fewbit.graph.wide import SQUASHING

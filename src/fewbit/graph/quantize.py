@@ -9,7 +9,7 @@ import onnx_ir as ir
 from fewbit import solvers
 from fewbit.errors import FewbitError
 from fewbit.graph import calibrate, dynamic, equalize, half, qdq
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import layers
 from fewbit.numerics.ranges import Estimator
 from fewbit.solvers.statistics import Statistics

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.fold import add_constant
+from fewbit.graph.edit import add_constant
 
 TYPES = ("int8", "uint8", "int16", "uint16", "int32")
 

@@ -7,7 +7,7 @@ codes alone, for runtimes that know no others.
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.graph.fold import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, remove_unused
 
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze", "Concat"}
 

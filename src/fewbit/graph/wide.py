@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.graph.edit import const
 from fewbit.graph.elementwise import chain
-from fewbit.graph.fold import const
 from fewbit.graph.layers import LAYERS, MOVES, Shape, origin
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS

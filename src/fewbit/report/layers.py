@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from fewbit import diff
 from fewbit.engine.operands import scale_of
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import layers as layers_of
 from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.report import plot

@@ -19,7 +19,7 @@ from fewbit.engine.program import Float, Program
 from fewbit.engine.reweigh import Codes, Weights, rounded
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import calibrate, qdq
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import layers
 from fewbit.numerics.formats import INTEGERS
 from fewbit.rl.actor import Actor, Base

@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError, MissingExtra
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import layers
 from fewbit.numerics.formats import INTEGERS
 from fewbit.rl.grids import GridStep

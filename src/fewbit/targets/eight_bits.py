@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.engine.operands import plain
-from fewbit.graph.fold import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, remove_unused
 from fewbit.graph.strip import strip
 
 

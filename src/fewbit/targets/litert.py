@@ -17,7 +17,7 @@ from fewbit.engine.operands import bias_of, format_of, is_quantized, scale_of, w
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.files import write_whole
 from fewbit.graph import metadata
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.read import read
 from fewbit.graph.strip import floats as read_codes
 

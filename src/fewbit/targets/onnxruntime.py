@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.policy import Policy
-from fewbit.graph.fold import add_constant, const
+from fewbit.graph.edit import add_constant, const
 from fewbit.targets.eight_bits import eight_bits
 
 LAYERS = ("Gemm", "Conv")

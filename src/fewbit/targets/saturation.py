@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.strip import reads_codes
 from fewbit.solvers import pairs
 

@@ -19,7 +19,7 @@ from fewbit.engine.policy import Policy
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import metadata
-from fewbit.graph.fold import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, remove_unused
 from fewbit.graph.strip import floats, reads_codes, strip
 
 OPSET = 20  # what changed in 21 is what QuantizeLinear and DequantizeLinear may hold: 16 and 4 bits, which do not occur

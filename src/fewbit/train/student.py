@@ -15,7 +15,7 @@ from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear
 from fewbit.engine.state import states
 from fewbit.graph import calibrate, metadata, qdq
-from fewbit.graph.fold import const
+from fewbit.graph.edit import const
 from fewbit.graph.layers import LAYERS, head, layers
 from fewbit.graph.quantize import prepare
 from fewbit.numerics.formats import INTEGERS
