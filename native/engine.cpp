@@ -43,9 +43,12 @@ void Engine::block(char* arena, const Source* inputs, void* const* outputs, ptrd
     bool bad = false;
     for (ptrdiff_t i = 0; i < rows; i++, to += r.row_bytes()) {
       const char* from = static_cast<const char*>(inputs[k].data) + (first + i) * n * size;
-      if (inputs[k].type == Type::f64) bad |= program.kernels.load_doubles(reinterpret_cast<const double*>(from), reinterpret_cast<float*>(to), n);
+      if (inputs[k].type == Type::f64 && r.type == Type::f32) bad |= program.kernels.load_doubles(reinterpret_cast<const double*>(from), reinterpret_cast<float*>(to), n);
       else if (r.type == Type::f32) bad |= program.kernels.load(reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), n);
-      else memcpy(to, from, (size_t)(n * size));
+      else {
+        memcpy(to, from, (size_t)(n * size));
+        if (r.type == Type::f64) bad |= first_nan(reinterpret_cast<const double*>(from), n) != n;
+      }
     }
     if (bad) {
       const ptrdiff_t at = inputs[k].type == Type::f64 ? first_nan(static_cast<const double*>(inputs[k].data) + first * n, rows * n)

@@ -145,6 +145,7 @@ class _Flattener(Registers):
             return self._move(step)
         if op == "Concat":
             return self._concat(step)
+        self._check_types(step)
         if op in BINARY:
             out = self._operate(op, names[0], names[1], step)
             for k, other in enumerate(names[2:]):
@@ -169,6 +170,20 @@ class _Flattener(Registers):
         if op not in special:
             raise Unsupported(f"value {step.out}: operator {op} is not run by the engine")
         return special[op](step)
+
+    def _check_types(self, step: Float) -> None:
+        """Flat engines compute in float32 alone; integers are moved, or cast to it."""
+        kinds = [self.one[i].dtype for i in step.inputs if isinstance(i, str) and i in self.batched]
+        made = self.one[step.out].dtype
+        if step.op == "Cast":
+            fits = made in (kinds[0], np.float32)
+        else:
+            fits = all(k == np.float32 for k in kinds) and (made == np.float32 or step.op == "ArgMax")
+        if not fits:
+            what = f"{step.op} of {', '.join(str(k) for k in kinds)}" + (f" to {made}" if step.op == "Cast" else "")
+            raise FewbitError(
+                f"value {step.out}: {what} is not run by the native engine; use executor='reference' or 'onnxruntime'"
+            )
 
     def _move(self, step: Float) -> Register:
         """What moves values does to their numbers what it would do to them."""

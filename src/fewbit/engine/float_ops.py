@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.errors import FewbitError
 from fewbit.graph import patches
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
@@ -41,7 +42,22 @@ EXACT = {
 # What only moves values about, and so does with codes what it does with the numbers they stand for.
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze"}
 
-_CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+_CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16,
+         11: np.float64, 12: np.uint32, 13: np.uint64}  # fmt: skip
+
+
+def _cast(a: dict, x: np.ndarray) -> np.ndarray:
+    if a["to"] not in _CAST:
+        raise FewbitError(f"a Cast to ONNX's type {a['to']} is not run by fewbit's engines; use executor='onnxruntime'")
+    with np.errstate(invalid="ignore"):  # of NaN to an integer, which ONNX leaves open
+        return x.astype(_CAST[a["to"]])
+
+
+def _divide(a: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of integers towards zero, as ONNX has it."""
+    if np.result_type(x, y).kind not in "iu":
+        return x / y
+    return (np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))).astype(np.result_type(x, y))
 
 
 def _clip(a: dict, x: np.ndarray, low: Any = None, high: Any = None) -> np.ndarray:
@@ -138,7 +154,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Add": lambda a, x, y: x + y,
     "Sub": lambda a, x, y: x - y,
     "Mul": lambda a, x, y: x * y,
-    "Div": lambda a, x, y: x / y,
+    "Div": _divide,
     "Min": lambda a, *x: np.minimum.reduce(np.broadcast_arrays(*x)),
     "Max": lambda a, *x: np.maximum.reduce(np.broadcast_arrays(*x)),
     "Neg": lambda a, x: -x,
@@ -167,7 +183,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Unsqueeze": lambda a, x, axes: np.expand_dims(x, tuple(int(i) for i in axes)),
     "Slice": _slice,
     "Split": _split,
-    "Cast": lambda a, x: x.astype(_CAST[a["to"]]),
+    "Cast": _cast,
     "ArgMax": _argmax,
     "ReduceMean": _reduce_mean,
     "DynamicQuantizeLinear": _dynamic_quantize,
