@@ -8,7 +8,7 @@ import numpy as np
 
 from fewbit import sources
 from fewbit.engine.load import load as load_policy
-from fewbit.engine.policy import EPISODE, Policy
+from fewbit.engine.policy import EPISODE, Policy, as_kind
 from fewbit.errors import FewbitError
 from fewbit.numerics.affine import check_finite
 
@@ -33,14 +33,14 @@ def calibration(
         name, shape = next(iter(policy.inputs.items()))
         if policy.states and given.shape[2:] == tuple(shape) and len(given):
             check_finite(given, "observations")
-            return _remembered(policy, name, given.astype(_kind(original, name)))
+            return _remembered(policy, name, as_kind(name, given, _kind(original, name)))
         if given.shape[1:] != tuple(shape) or not len(given):
             raise FewbitError(
                 f"the observations have shape {list(given.shape)}, the policy takes "
                 f"[{'episodes, steps' if policy.states else 'n'}, {', '.join(map(str, shape))}]"
             )
         check_finite(given, "observations")
-        rows = given.astype(_kind(original, name))
+        rows = as_kind(name, given, _kind(original, name))
         return _remembered(policy, name, rows[None]) if policy.states else {name: rows}
     from fewbit.rl import returns
 
@@ -56,7 +56,7 @@ def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
     if EPISODE in feeds:
         order = np.argsort(feeds[EPISODE], kind="stable")
         feeds = {k: v[order] for k, v in feeds.items()}
-    feeds = {k: v if v.dtype.kind in "iu" else v.astype(np.float32) for k, v in feeds.items()}
+    feeds = {k: as_kind(k, v, policy.kinds[k]) if k in policy.kinds else v for k, v in feeds.items()}
     for name, value in feeds.items():
         check_finite(value, f"observations of {env} ({name})")
     return feeds
@@ -81,6 +81,8 @@ def _given(observations: Observations) -> np.ndarray:
     """[n, ...]; of a data loader's batches the inputs, which come first."""
     if isinstance(observations, np.ndarray):
         return observations
+    if hasattr(observations, "detach"):  # a torch tensor, without importing torch
+        return observations.detach().cpu().numpy()
     if isinstance(observations, str | Path):
         return read_observations(Path(observations))
     batches = [np.asarray(b[0] if isinstance(b, tuple | list) else b) for b in observations]

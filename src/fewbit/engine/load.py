@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from fewbit.engine import native, reference
 from fewbit.engine.lower import lower
-from fewbit.engine.policy import Feeds, Policy
+from fewbit.engine.policy import Feeds, Policy, as_kind
 from fewbit.engine.program import Program
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, Unsupported
@@ -76,15 +76,11 @@ def _over_engine(program: Program, engine: Any) -> Policy:
         missing = [k for k in program.inputs if k not in feeds]
         if missing:
             raise FewbitError(f"input {missing[0]} is missing; the network takes {', '.join(program.inputs)}")
-        made = engine({k: np.ascontiguousarray(feeds[k], kinds[k]) for k in kinds} if len(kinds) > 1 else _only(feeds, kinds))
+        given = {k: np.ascontiguousarray(as_kind(k, feeds[k], kinds[k])) for k in kinds}
+        made = engine(given if len(kinds) > 1 else next(iter(given.values())))
         return made if isinstance(made, tuple) else (made,)
 
-    return Policy(run, program.inputs, f"native {engine.instruction_set}", program.state, program.outputs)
-
-
-def _only(feeds: Feeds, kinds: dict[str, np.dtype]) -> np.ndarray:
-    ((name, kind),) = kinds.items()
-    return np.ascontiguousarray(feeds[name], kind)
+    return Policy(run, program.inputs, f"native {engine.instruction_set}", program.state, program.outputs, kinds)
 
 
 def _reference(program: Program) -> Policy:
@@ -92,19 +88,18 @@ def _reference(program: Program) -> Policy:
         registers = reference.run(program, feeds)
         return [registers[o] for o in program.outputs]
 
-    return Policy(run, program.inputs, "reference", program.state, program.outputs)
+    return Policy(run, program.inputs, "reference", program.state, program.outputs, program.input_dtypes)
 
 
 def _onnxruntime(model: ir.Model) -> Policy:
     from fewbit.graph import calibrate
 
     runner = calibrate.session(ir.to_proto(model))
-    kinds = {"uint8": np.uint8, "int64": np.int64, "double": np.float64}
-    types = {i.name: next((t for k, t in kinds.items() if k in i.type), np.float32) for i in runner.get_inputs()}
+    kinds = {v.name or "": np.dtype(np.float32) if v.dtype is None else v.dtype.numpy() for v in model.graph.inputs}
     shapes = {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()}
     names = [o.name for o in runner.get_outputs()]
 
     def run(feeds: Feeds) -> list[np.ndarray]:
-        return calibrate.run(runner, names, {k: np.asarray(v).astype(types[k]) for k, v in feeds.items() if k in types})
+        return calibrate.run(runner, names, {k: as_kind(k, feeds[k], kinds[k]) for k in kinds if k in feeds})
 
-    return Policy(run, shapes, "onnxruntime", states(model, shapes), names)
+    return Policy(run, shapes, "onnxruntime", states(model, shapes), names, kinds)

@@ -12,11 +12,32 @@ Feeds = dict[str, np.ndarray]
 EPISODE = ".episode"  # int64 [n] beside recorded observations of a policy that remembers: the episode that each is of
 
 
+def as_kind(name: str, observation: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """An observation in the dtype that the network takes: what an environment counts in need not be what the network was fed.
+
+    Args:
+        name: of the input, for the refusal.
+        observation: [batch, ...], of any dtype.
+        kind: what the input takes.
+
+    Raises:
+        FewbitError: kind is of integers and a number of the observation is none of them.
+    """
+    given = np.asarray(observation)
+    if given.dtype == kind:
+        return given
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = given.astype(kind)
+    if kind.kind in "iub" and not np.array_equal(made, given):
+        raise FewbitError(f"input {name} takes {kind}, and the observation holds {given.dtype} numbers that are none")
+    return made
+
+
 class Policy:
     """policy(observations [batch, ...] or {name: [batch, ...]}) -> actions [batch, ...]; observations of any dtype.
 
     run(feeds) gives the graph's outputs in order, the action first; names are the outputs' names, of which `states` tells those
-    that are remembered. A single observation without the batch dimension is taken too.
+    that are remembered. A single observation without the batch dimension is taken too. kinds: the dtypes that inputs take.
     """
 
     def __init__(
@@ -26,9 +47,11 @@ class Policy:
         executor: str,
         states: Sequence[State] = (),
         names: Sequence[str] = (),
+        kinds: dict[str, np.dtype] | None = None,
     ):
         held = {s.input for s in states}
         self.inputs = {k: v for k, v in inputs.items() if k not in held}
+        self.kinds = kinds or {}
         self.executor, self.states = executor, tuple(states)
         self._run, self._places = run, [list(names).index(s.output) for s in states]
         self._held: Feeds | None = None

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine.float_ops import OPS
+from fewbit.engine.policy import as_kind
 from fewbit.engine.program import (
     Add,
     Dequantize,
@@ -33,7 +34,7 @@ def run(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         x = np.asarray(feeds[name])
         if x.shape[1:] != shape:
             raise FewbitError(f"input {name}: expected [batch, {', '.join(map(str, shape))}], found {list(x.shape)}")
-        x = x.astype(program.input_dtypes[name], copy=False)
+        x = as_kind(name, x, program.input_dtypes[name])
         if x.dtype.kind == "f" and np.isnan(x).any():
             raise FewbitError(f"input {name}: element {tuple(int(i) for i in np.argwhere(np.isnan(x))[0])} is NaN")
         registers[name] = x
