@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
@@ -25,7 +24,9 @@ def load(path: Path, state: Declared | None = None) -> Source:
     contract: dict[str, Any] = {k: _shapes(v for v in values if v.name not in held) for k, values in ends.items()}
     if records:
         contract["recurrent_state"] = [s["input"] for s in records]
-    return Source(model, path.name, digest(path.read_bytes()), contract, tuple(records), original.of_onnx(onnx.load(path)))
+    parts = [path, *read.data_files(path)]
+    run = original.of_onnx(read.whole(path))
+    return Source(model, path.name, digest(*(p.read_bytes() for p in parts)), contract, tuple(records), run)
 
 
 def _shapes(values: Any) -> dict[str, list[int | str]]:
