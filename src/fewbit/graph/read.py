@@ -9,12 +9,14 @@ from pathlib import Path
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
-from onnx import version_converter
 
 from fewbit.errors import FewbitError, first_line
-from fewbit.graph import external_data, tensors
+from fewbit.graph import external_data, opset, tensors
+from fewbit.graph.inline import cast_plainly, inline
+from fewbit.graph.opset import OPSET
+from fewbit.graph.precision import to_float32
 
-OPSET = 21
+__all__ = ["OPSET", "data_files", "prepare", "read"]
 MAX_ELEMENTS = 1 << 28  # of an array that no file holds but its text asks for: no network comes near
 
 
@@ -62,14 +64,14 @@ def _parsed(path: Path) -> onnx.ModelProto:
 def prepare(proto: onnx.ModelProto) -> ir.Model:
     """Check a model, write it plainly, bring it to opset 21 and float32, and free its batch dimension."""
     tensors.check(proto)
+    opset.check(proto)
     try:
         onnx.checker.check_model(proto)
-        version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-        if version != OPSET:
-            proto = version_converter.convert_version(proto, OPSET)
+        proto = opset.convert(inline(proto))
         if len(proto.graph.input) == 0 or len(proto.graph.output) == 0:
             raise FewbitError("the graph has no input or no output; export it again")
         _check_sizes(proto)
+        proto = cast_plainly(to_float32(proto))
         _free_batch(proto)
         return ir.from_proto(proto)
     except FewbitError:
