@@ -49,7 +49,8 @@ class CPolicy:
 
     def _act(self, observation, structs: np.ndarray | None) -> np.ndarray:
         given = observation if isinstance(observation, dict) else {next(iter(self.inputs)): observation}
-        arrays = [np.ascontiguousarray(given[k], self.program.input_dtypes[k]) for k in self.inputs]
+        kinds = {k: np.int32 if v == np.int64 else v for k, v in self.program.input_dtypes.items()}
+        arrays = [np.ascontiguousarray(given[k], kinds[k]) for k in self.inputs]
         out = np.empty((len(arrays[0]), *self.shape), np.int32 if self.dtype == np.int64 else self.dtype)
         for k in range(len(out)):
             held = [] if structs is None else [structs]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from c_policy import CPolicy
 
-from fewbit.engine.load import load
+from fewbit.engine.load import load, quickest
 from fewbit.engine.lower import lower
 
 
@@ -32,3 +32,16 @@ def agree(model: ir.Model, observations: np.ndarray, folder: Path, episodes: int
     for k in range(min(3, seen.shape[1])):
         assert np.array_equal(alone(seen[0, k]), actions[len(actions) - seen.shape[1] + k][0]), k
     return np.stack(actions).reshape(episodes, seen.shape[1], *actions[0].shape)
+
+
+def act_alike(model: ir.Model, observations, folder: Path) -> np.ndarray:
+    """The actions [n, ...] of a batch of observations; asserts that the reference, the native engine and compiled C give the same
+    bits, and ONNX Runtime the same numbers to a thousandth of their range (choices: all but one in a hundred)."""
+    program = lower(model)
+    first = np.asarray(load(model, "reference")(observations))
+    for other in (quickest(model), CPolicy(program, folder)):
+        got = np.asarray(other(observations))
+        assert got.dtype == first.dtype and np.array_equal(got, first)
+    far = np.abs(np.asarray(load(model, "onnxruntime")(observations), np.float64) - first)
+    assert (far > 0).mean() < 0.01 if first.dtype.kind in "iu" else far.max() <= 1e-3 * max(np.ptp(first), 1e-6)
+    return first

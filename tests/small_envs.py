@@ -58,6 +58,33 @@ class Catch(gym.Env):
         return np.stack(self.shown, -1 if self.last else 0)
 
 
+class Plain(gym.Env):
+    """Episodes of ten random observations of any space. Reward: less the more the action is.
+
+    masks: how many choices action_masks() tells of, every other of which is allowed; a forbidden one is an error.
+    """
+
+    def __init__(self, observes: gym.Space, acts: gym.Space, masks: int = 0) -> None:
+        self.observation_space, self.action_space, self.masks = observes, acts, masks
+        if masks:
+            self.action_masks = self._allowed
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.age = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        if self.masks and not self._allowed()[int(action)]:
+            raise ValueError(f"action {action} is forbidden")
+        self.age += 1
+        return self.observation_space.sample(), -float(np.square(np.asarray(action, np.float64)).sum()), False, self.age >= 10, {}
+
+    def _allowed(self) -> np.ndarray:
+        return (np.arange(self.masks) + self.age) % 2 == 0
+
+
 NUMBERS = itertools.count()
 
 
@@ -101,6 +128,7 @@ class Counted(gym.Env):
             return False
 
 
+gym.register("Fenced-v0", lambda: Plain(gym.spaces.Box(-3, 3, (4,)), gym.spaces.Discrete(4), 4))
 gym.register("Counted-v0", "small_envs:Counted")
 gym.register("Blind-v0", "small_envs:Blind", max_episode_steps=200)
 gym.register("Catch-v0", "small_envs:Catch")

@@ -15,6 +15,7 @@ from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold_recurrent import GATES, refuse
 
 LAYERS = {"Gemm", "Conv"}
+CHOICES = {"ArgMax", "ArgMin"}  # what they give are numbers of elements, to which nothing is done in codes
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze"}
 
 
@@ -65,7 +66,7 @@ def take_apart(model: ir.Model) -> Shape:
         if node.op_type in LAYERS:
             shape.layers.append(_layer(node, shape, computed))
             computed |= set(node.outputs)
-        elif any(i in computed for i in node.inputs):
+        elif node.op_type not in CHOICES and any(i in computed for i in node.inputs):
             if _is_join(node, shape):
                 shape.joins.append(node)
             computed |= set(node.outputs)
