@@ -1,6 +1,6 @@
-"""What a policy sees: observations (and what it remembered before them) from an environment or a .npy file, for calibration."""
+"""What a policy sees: observations (and what it remembered before them) from an environment or arrays, for calibration."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +8,27 @@ import numpy as np
 
 from fewbit import sources
 from fewbit.engine.load import load as load_policy
-from fewbit.engine.policy import EPISODE, Policy, as_kind
+from fewbit.engine.policy import EPISODE, Policy
 from fewbit.errors import FewbitError
+from fewbit.graph.metadata import MASKS
 from fewbit.numerics.affine import check_finite
 
 EPISODES, STEPS = 5, 5000
-Observations = str | Path | np.ndarray | Iterable[Any]  # a file, an array [n, ...], a data loader
+Observations = (
+    str | Path | np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
+)  # a file, an array [n, ...], by name, a data loader
 SEED = 100_000  # away from the evaluation's own seeds
 
 
 def calibration(
     original: sources.Source, env: str | None, observations: Any, env_args: dict[str, Any] | None, seed: int
 ) -> dict[str, np.ndarray]:
+    """Rows to calibrate on, by the names and in the dtypes of the policy's inputs: the observations given, or met in env."""
     policy = load_policy(original.model, "onnxruntime")
     if observations is None and env is None:
         return {}
     if observations is not None:
-        if len(policy.inputs) > 1:
-            names = ", ".join(policy.inputs)
-            raise FewbitError(
-                f"the policy takes {names}, one array is not enough; give --env ID, or --state of what it remembers"
-            )
-        given = _given(observations)
-        name, shape = next(iter(policy.inputs.items()))
-        if policy.states and given.shape[2:] == tuple(shape) and len(given):
-            check_finite(given, "observations")
-            return _remembered(policy, name, as_kind(name, given, _kind(original, name)))
-        if given.shape[1:] != tuple(shape) or not len(given):
-            raise FewbitError(
-                f"the observations have shape {list(given.shape)}, the policy takes "
-                f"[{'episodes, steps' if policy.states else 'n'}, {', '.join(map(str, shape))}]"
-            )
-        check_finite(given, "observations")
-        rows = as_kind(name, given, _kind(original, name))
-        return _remembered(policy, name, rows[None]) if policy.states else {name: rows}
+        return _rows(policy, _named(policy, _given(observations)))
     from fewbit.rl import returns
 
     assert env is not None
@@ -56,35 +43,86 @@ def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
     if EPISODE in feeds:
         order = np.argsort(feeds[EPISODE], kind="stable")
         feeds = {k: v[order] for k, v in feeds.items()}
-    feeds = {k: as_kind(k, v, policy.kinds[k]) if k in policy.kinds else v for k, v in feeds.items()}
-    for name, value in feeds.items():
-        check_finite(value, f"observations of {env} ({name})")
-    return feeds
+    held = {s.input for s in policy.states}
+    return {k: v if k == EPISODE or k in held else _typed(policy, k, v, f"observations of {env} ({k})") for k, v in feeds.items()}
 
 
-def _kind(original: sources.Source, name: str) -> np.dtype:
-    """What the network takes: float32, or the integers of pixels."""
-    dtype = next(v.dtype for v in original.model.graph.inputs if v.name == name)
-    return np.dtype(np.float32) if dtype is None else dtype.numpy()
+def _named(policy: Policy, given: Any) -> dict[str, np.ndarray]:
+    """Arrays by the names of the policy's inputs; where no masks are given, everything is allowed."""
+    observed = [name for name in policy.inputs if name != MASKS]
+    if not isinstance(given, dict):
+        if len(observed) > 1:
+            raise FewbitError(
+                f"the policy takes {', '.join(policy.inputs)}, one array is not enough; give arrays by these names "
+                "(a dictionary, or an .npz file), --env ID, or --state of what it remembers"
+            )
+        given = {observed[0]: given}
+    unlike = sorted(set(observed) ^ set(given) - {MASKS})
+    if unlike:
+        raise FewbitError(f"the observations are named {', '.join(given)}, the policy takes {', '.join(policy.inputs)}")
+    if MASKS in policy.inputs and MASKS not in given:
+        given = given | {MASKS: np.ones((len(given[observed[0]]), *policy.inputs[MASKS]), np.float32)}
+    return {name: given[name] for name in policy.inputs}
 
 
-def _remembered(policy: Policy, name: str, observations: np.ndarray) -> dict[str, np.ndarray]:
+def _rows(policy: Policy, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The observations checked and typed; of a policy that remembers, with what it remembered before each."""
+    first = next(iter(given))
+    episodes = bool(policy.states) and given[first].shape[2:] == tuple(policy.inputs[first]) and given[first].ndim >= 2
+    for name, array in given.items():
+        shape = tuple(policy.inputs[name])
+        if array.shape[1 + episodes :] != shape or not array.size or array.ndim != len(shape) + 1 + episodes:
+            where = f" ({name})" if len(given) > 1 else ""
+            raise FewbitError(
+                f"the observations{where} have shape {list(array.shape)}, the policy takes "
+                f"[{', '.join(['episodes, steps' if policy.states else 'n', *map(str, shape)])}]"
+            )
+        if array.shape[: 1 + episodes] != given[first].shape[: 1 + episodes]:
+            raise FewbitError(f"there are {len(array)} observations {name} and {len(given[first])} {first}; give as many of each")
+    typed = {k: _typed(policy, k, v, "observations" if len(given) == 1 else f"observations {k}") for k, v in given.items()}
+    if not policy.states:
+        return typed
+    return _remembered(policy, typed if episodes else {k: v[None] for k, v in typed.items()})
+
+
+def _typed(policy: Policy, name: str, array: np.ndarray, what: str) -> np.ndarray:
+    """The array in the dtype that the policy takes; refused where that would change more than its rounding."""
+    wanted = policy.kinds.get(name, np.dtype(np.float32))
+    if array.dtype.kind not in "biuf":
+        raise FewbitError(f"{what} are of dtype {array.dtype}; give real numbers")
+    check_finite(array, what)
+    with np.errstate(over="ignore", invalid="ignore"):
+        typed = array.astype(wanted)
+    if wanted.kind == "f":
+        if not np.isfinite(typed).all():
+            raise FewbitError(f"{what} hold {float(np.abs(array).max()):.3g}, which {wanted} cannot; scale them")
+    elif (typed != array).any():
+        raise FewbitError(f"{what} hold {array[typed != array][0]!s}, the policy takes whole numbers ({wanted})")
+    return typed
+
+
+def _remembered(policy: Policy, observations: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """observations [episodes, steps, ...] -> every step's, what the float policy remembered before it, and EPISODE, as rows."""
-    state, rows, numbers = policy.initial(len(observations)), [], np.arange(len(observations))
-    for k in range(observations.shape[1]):
-        rows.append({name: observations[:, k], EPISODE: numbers} | state)
-        state = policy.step(observations[:, k], state)[1]
+    episodes, steps = next(iter(observations.values())).shape[:2]
+    state, rows, numbers = policy.initial(episodes), [], np.arange(episodes)
+    for k in range(steps):
+        seen = {name: array[:, k] for name, array in observations.items()}
+        rows.append(seen | {EPISODE: numbers} | state)
+        state = policy.step(seen, state)[1]
     return {k: np.concatenate(np.stack([r[k] for r in rows], 1)) for k in rows[0]}
 
 
-def _given(observations: Observations) -> np.ndarray:
-    """[n, ...]; of a data loader's batches the inputs, which come first."""
+def _given(observations: Observations) -> Any:
+    """[n, ...], or a dictionary of such; of a data loader's batches the inputs, which come first."""
     if isinstance(observations, np.ndarray):
         return observations
     if hasattr(observations, "detach"):  # a torch tensor, without importing torch
         return observations.detach().cpu().numpy()
     if isinstance(observations, str | Path):
-        return read_observations(Path(observations))
+        path = Path(observations)
+        return _read_named(path) if path.suffix == ".npz" else read_observations(path)
+    if isinstance(observations, Mapping):
+        return {str(k): np.asarray(v) for k, v in observations.items()}
     batches = [np.asarray(b[0] if isinstance(b, tuple | list) else b) for b in observations]
     if any(b.ndim == 0 for b in batches):
         raise FewbitError("the observations are neither an array [n, ...] nor batches of a data loader; use numpy.asarray")
@@ -93,12 +131,23 @@ def _given(observations: Observations) -> np.ndarray:
 
 def read_observations(path: Path) -> np.ndarray:
     """A .npy array of numbers; never unpickles."""
+    return next(iter(_read(path, "a .npy array", "numpy.save").values()))
+
+
+def _read_named(path: Path) -> Any:
+    """The arrays of an .npz file by name; where it names none, the one in it."""
+    found = _read(path, "an .npz file of arrays", "numpy.savez")
+    return found["arr_0"] if list(found) == ["arr_0"] else found
+
+
+def _read(path: Path, what: str, write: str) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FewbitError(f"{path}: no such file")
     try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        loaded = np.load(path, allow_pickle=False)
+        found = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        if not found or ("" in found) != (write == "numpy.save") or any(a.dtype.kind not in "biuf" for a in found.values()):
             raise ValueError
-        return array
+        return found
     except Exception:
-        raise FewbitError(f"{path}: not a .npy array of numbers, or truncated; write it with numpy.save") from None
+        raise FewbitError(f"{path}: not {what} of numbers, or truncated; write it with {write}") from None

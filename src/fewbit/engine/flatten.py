@@ -181,7 +181,7 @@ class _Flattener(Registers):
             fits = all(k == np.float32 for k in kinds) and (made == np.float32 or step.op == "ArgMax")
         if not fits:
             what = f"{step.op} of {', '.join(str(k) for k in kinds)}" + (f" to {made}" if step.op == "Cast" else "")
-            raise FewbitError(
+            raise Unsupported(
                 f"value {step.out}: {what} is not run by the native engine; use executor='reference' or 'onnxruntime'"
             )
 

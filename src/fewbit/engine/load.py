@@ -12,6 +12,7 @@ from fewbit.engine.policy import Feeds, Policy, as_kind
 from fewbit.engine.program import Program
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, Unsupported
+from fewbit.graph.metadata import MASKS
 from fewbit.graph.read import read
 
 EXECUTORS = ("auto", "native", "reference", "onnxruntime")
@@ -28,7 +29,8 @@ def load(model: str | Path | ir.Model, executor: str = "auto", instruction_set: 
 
     Returns:
         From the engine act(observation or batch, out=None, threads=1), C-contiguous arrays of the input's dtype (float64 for
-        float32 too). A policy that remembers, or that runs elsewhere, is a Policy: act(observation), act.reset().
+        float32 too). A policy that remembers, is told what is allowed, or runs elsewhere is a Policy: act(observation),
+        act.reset().
 
     Raises:
         FewbitError: the file cannot be read, or nothing runs the graph.
@@ -47,7 +49,7 @@ def load(model: str | Path | ir.Model, executor: str = "auto", instruction_set: 
         if executor == "native":
             raise Unsupported(f"{e}; load it with executor='auto', which takes ONNX Runtime for such a graph") from None
         return _instead(model, str(e))
-    return _over_engine(program, engine) if program.state else engine
+    return _over_engine(program, engine) if program.state or MASKS in program.inputs else engine
 
 
 def quickest(model: ir.Model) -> Policy:

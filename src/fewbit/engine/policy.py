@@ -6,6 +6,7 @@ import numpy as np
 
 from fewbit.engine.program import State
 from fewbit.errors import FewbitError
+from fewbit.graph.metadata import MASKS
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Feeds = dict[str, np.ndarray]
@@ -37,7 +38,8 @@ class Policy:
     """policy(observations [batch, ...] or {name: [batch, ...]}) -> actions [batch, ...]; observations of any dtype.
 
     run(feeds) gives the graph's outputs in order, the action first; names are the outputs' names, of which `states` tells those
-    that are remembered. A single observation without the batch dimension is taken too. kinds: the dtypes that inputs take.
+    that are remembered; kinds: the dtypes that inputs take. A single observation without
+    the batch dimension is taken too. Of a policy that is told what is allowed, everything is where no masks are given.
     """
 
     def __init__(
@@ -51,8 +53,7 @@ class Policy:
     ):
         held = {s.input for s in states}
         self.inputs = {k: v for k, v in inputs.items() if k not in held}
-        self.kinds = kinds or {}
-        self.executor, self.states = executor, tuple(states)
+        self.executor, self.states, self.kinds = executor, tuple(states), kinds or {}
         self._run, self._places = run, [list(names).index(s.output) for s in states]
         self._held: Feeds | None = None
 
@@ -90,8 +91,12 @@ class Policy:
         return action
 
     def _named(self, observation: Observation) -> Feeds:
-        if isinstance(observation, dict):
-            return dict(observation)
-        if len(self.inputs) != 1:
+        observed = [name for name in self.inputs if name != MASKS]
+        if not isinstance(observation, dict) and len(observed) != 1:
             raise FewbitError(f"this policy takes a dictionary of observations: {', '.join(self.inputs)}")
-        return {next(iter(self.inputs)): observation}
+        feeds = dict(observation) if isinstance(observation, dict) else {observed[0]: observation}
+        if MASKS in self.inputs and MASKS not in feeds and observed[0] in feeds:  # as sb3-contrib's predict without masks
+            first = np.asarray(feeds[observed[0]])
+            batch = first.shape[: first.ndim - len(self.inputs[observed[0]])]
+            feeds[MASKS] = np.ones((*batch, *self.inputs[MASKS]), np.float32)
+        return feeds

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from fewbit.errors import FewbitError
 
 KEY = "fewbit"
+MASKS = "action_masks"  # the input of a policy that is told what is allowed: float32 [n, choices], 1 allowed, 0 not
 
 
 def read(model: ir.Model) -> dict[str, Any]:

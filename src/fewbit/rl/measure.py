@@ -52,7 +52,7 @@ class Baseline:
         """Returns of uniformly random actions [RANDOM_EPISODES]."""
         if not len(self._random):
             seeds = [RANDOM_SEED + self.seed + k for k in range(RANDOM_EPISODES)]
-            self._random = returns.random_returns(self.env, seeds, self.env_args)
+            self._random = returns.random_returns(self.env, seeds, self.env_args, self.policy.inputs)
         return self._random
 
     @property

@@ -18,7 +18,7 @@ from fewbit.graph.edit import const
 from fewbit.graph.layers import layers
 from fewbit.numerics.formats import INTEGERS
 from fewbit.rl.grids import GridStep
-from fewbit.sources import sb3
+from fewbit.sources import sb3_capture
 
 try:
     import torch
@@ -105,7 +105,7 @@ def _graph(policy: Any) -> ir.Model:
     """What the policy is as a float graph; exported on the CPU, wherever it is trained."""
     device, training = policy.device, policy.training
     try:
-        return sb3.capture(policy.cpu(), None, type(policy).__name__, "").model
+        return sb3_capture.capture(policy.cpu(), None, type(policy).__name__, "").model
     finally:
         policy.to(device)
         policy.set_training_mode(training)

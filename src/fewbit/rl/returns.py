@@ -10,11 +10,14 @@ import numpy as np
 
 from fewbit.engine.policy import EPISODE
 from fewbit.errors import FewbitError, MissingExtra, first_line
+from fewbit.graph.metadata import MASKS
 
 try:
     import gymnasium
 except ImportError:
     raise MissingExtra("gymnasium", "rl") from None
+
+from fewbit.rl import masks
 
 AT_ONCE = 20
 _EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "Box2D": "box2d", "box2d": "box2d", "pygame": "box2d"}
@@ -70,7 +73,7 @@ def check(env: str, space: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) ->
     o = space.observation_space
     given = {k: s.shape for k, s in o.spaces.items()} if isinstance(o, gymnasium.spaces.Dict) else {next(iter(inputs)): o.shape}
     for name, shape in inputs.items():
-        if _turned(o, name, shape):
+        if _turned(o, name, shape) or (name == MASKS and name not in given):
             continue
         if given.get(name) != tuple(shape):
             found = f"observations of shape {list(given[name] or ())}" if name in given else f"no observation {name}"
@@ -86,10 +89,18 @@ def _turned(space: gymnasium.Space, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def facing(env: gymnasium.Env, inputs: dict[str, tuple[int, ...]]) -> gymnasium.Env:
-    """The environment whose images have their channels where the policy takes them, as Stable-Baselines3 turns them."""
+    """The environment whose images have their channels where the policy takes them, as Stable-Baselines3 turns them, and which
+    tells what is allowed where the policy takes masks."""
     turned = {name for name, shape in inputs.items() if _turned(env.observation_space, name, shape)}
-    if not turned:
+    if turned:
+        env = _turning(env, turned)
+    space = env.observation_space
+    if MASKS not in inputs or (isinstance(space, gymnasium.spaces.Dict) and MASKS in space.spaces):
         return env
+    return masks.Masked(env, next(name for name in inputs if name != MASKS), inputs[MASKS][0])
+
+
+def _turning(env: gymnasium.Env, turned: set[str]) -> gymnasium.Env:
 
     def turn(o: Any) -> Any:
         if isinstance(o, dict):
@@ -178,21 +189,25 @@ def _with_state(policy: Any, batch: Any, state: dict[str, np.ndarray], numbers: 
     return (batch if isinstance(batch, dict) else {next(iter(policy.inputs)): batch}) | state | {EPISODE: np.array(numbers)}
 
 
-def random_returns(env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None) -> np.ndarray:
-    """Returns of uniformly random actions."""
+def random_returns(
+    env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None, inputs: dict[str, tuple[int, ...]] | None = None
+) -> np.ndarray:
+    """Returns of uniformly random actions; of the allowed ones where the policy's inputs, if given, hold masks."""
     e = make(env, arguments)
     e.action_space.seed(seeds[0])
     rng = np.random.default_rng(seeds[0])
     space = e.action_space
 
     def draw(o: Any) -> np.ndarray:
+        if inputs is not None and MASKS in inputs:
+            return np.stack([masks.draw(space, m, rng) for m in o[MASKS]])
         n = len(next(iter(o.values())) if isinstance(o, dict) else o)
         if isinstance(space, gymnasium.spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
             return rng.uniform(space.low, space.high, (n, *space.shape)).astype(space.dtype)
         return np.stack([space.sample() for _ in range(n)])
 
     try:
-        return episodes(draw, env, seeds, arguments)[0]
+        return episodes(draw, env, seeds, arguments, inputs=inputs if MASKS in (inputs or {}) else None)[0]
     finally:
         e.close()
 

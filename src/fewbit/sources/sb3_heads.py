@@ -19,7 +19,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
 from fewbit.errors import FewbitError
-from fewbit.sources import Source, sb3
+from fewbit.sources import Source, sb3_capture
 
 OUTPUTS = {
     "gaussian": ("mean",),
@@ -54,7 +54,7 @@ def kind(policy: BasePolicy) -> str:
 def capture(policy: BasePolicy) -> Source:
     """The graph of the policy's heads; what is given to it is what the policy is given (no normaliser)."""
     how = kind(policy)
-    return sb3.capture(policy, None, type(policy).__name__, "", Heads, OUTPUTS[how])
+    return sb3_capture.capture(policy, None, type(policy).__name__, "", Heads, OUTPUTS[how])
 
 
 class Heads(torch.nn.Module):

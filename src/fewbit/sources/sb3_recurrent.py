@@ -14,7 +14,7 @@ from fewbit.sources.recurrent import Remembered
 
 
 def step(deterministic: Any, taken: list[str]) -> tuple[torch.nn.Module, tuple[Remembered, ...]]:
-    """(the module, what it remembers, in its inputs' order) of sb3.Deterministic over such a policy; taken: inputs' names."""
+    """(the module, what it remembers) of sb3_capture.Deterministic over such a policy; taken: names of its inputs."""
     lstm = deterministic.policy.lstm_actor
     if lstm.bidirectional or lstm.batch_first:
         word = "bidirectional" if lstm.bidirectional else "batch_first"
