@@ -1,9 +1,11 @@
 """The verdict's interval covers the truth at its stated rate, and kept falls when a policy acts worse."""
 
+import math
+
 import numpy as np
 import pytest
 
-from fewbit.rl.evidence import judge
+from fewbit.rl.evidence import judge, student_975
 
 SHAPES = {
     "normal": lambda rng, n: rng.normal(0, 1, n),
@@ -41,3 +43,18 @@ def test_equal_returns_pass_and_a_float_policy_like_random_is_undecided():
 def test_a_few_episodes_that_are_all_alike_prove_nothing():
     found = judge(np.full(4, 500.0), np.full(4, 500.0), np.full(20, 20.0), 0.95)
     assert found.verdict == "undecided" and (found.kept, found.low, found.high) == (1.0, 0.25, 1.0)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 7, 19, 20, 99, 400])
+def test_student_quantile_leaves_a_fortieth_above_it(df):
+    """By numerical integration of the density: with t = sqrt(df) tan(angle), it is cos(angle)^(df - 1)."""
+    end = math.atan(student_975(df) / math.sqrt(df))
+    whole, below = (np.linspace(0, e, 200_001) for e in (math.pi / 2, end))
+    inside = np.trapezoid(np.cos(below) ** (df - 1), below) / np.trapezoid(np.cos(whole) ** (df - 1), whole)
+    assert inside == pytest.approx(0.95, abs=1e-8)
+
+
+def test_student_quantiles_are_the_published_ones():
+    published = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 10: 2.228, 30: 2.042}
+    assert {df: round(student_975(df), 3) for df in published} == published
+    assert student_975(10**6) == pytest.approx(1.96, abs=0.003)

@@ -5,7 +5,9 @@ negative, and a ratio would then reward harm. Below 100 episodes the interval re
 (returns are skewed) and Student's t (a bootstrap of 20 heavy-tailed episodes alone covers 92%, not 95%: measured).
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -43,7 +45,7 @@ def judge(
         k_star, se_star = _kept(f[pairs], q[pairs], r[others])
         usable = se_star > 0
         t = (k_star[usable] - k) / se_star[usable]
-        student = _student_975(min(len(f), len(r)) - 1)
+        student = student_975(min(len(f), len(r)) - 1)
         high = k + se * max(-np.quantile(t, 0.025), student)
         low = k - se * max(np.quantile(t, 0.975), student)
     else:
@@ -62,11 +64,30 @@ def _kept(f: np.ndarray, q: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.n
     return np.nan_to_num(k), np.nan_to_num(np.sqrt(pair + rand) / span)
 
 
-def _student_975(df: int) -> float:
-    """The 97.5% quantile of Student's t (Cornish-Fisher to 1/df^3: within 0.5% from df = 4 on)."""
-    z = 1.959964
-    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return sum(term / df**power for power, term in enumerate(terms))
+@lru_cache
+def student_975(df: int) -> float:
+    """The 97.5% quantile of Student's t; above 1000 degrees of freedom that of 1000, which is 0.1% wide.
+
+    The distribution is a finite sum in the angle atan(t / sqrt(df)) (Abramowitz and Stegun 26.7.3 and 26.7.4), which is
+    inverted by bisection.
+    """
+    df = min(df, 1000)
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, df) < 0.95 else (low, middle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _student_within(angle: float, df: int) -> float:
+    """The probability that |t| / sqrt(df) is below the angle's tangent."""
+    odd, cos = df % 2, math.cos(angle)
+    total, term = 0.0, cos if odd else 1.0
+    for k in range(2 + odd, df + 1, 2):
+        total += term
+        term *= (k - 1) / k * cos * cos
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total
 
 
 def episodes_needed(found: Kept, n: int, keep: float) -> int:
