@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SHAPE = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None,
     "pad_token_id": None,
 }  # fmt: skip
+BOS = 255  # the id, in tokenizers that begin every text with one
 FAMILIES = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": False}),
@@ -24,11 +25,12 @@ FAMILIES = {
 
 def save(
     folder: Path, family: str = "llama", seed: int = 0, shards: bool = False, dtype: torch.dtype = torch.float32, calm: float = 1,
-    **shape
+    bos: bool = False, **shape
 ) -> Path:  # fmt: skip
     """A random model whose columns and norms differ in size, as a trained one's do; bytes are its tokens.
 
     calm: what the last norm is divided by; from about 5 on the logits of random ids are as even as a trained model's.
+    bos: the tokenizer begins every text with BOS.
     """
     name, own = FAMILIES[family]
     config = getattr(transformers, name)(**{**SHAPE, **own, **shape})
@@ -45,16 +47,19 @@ def save(
         model.model.norm.weight /= calm
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
-    _tokenizer().save_pretrained(folder)
+    tokenizer(bos).save_pretrained(folder)
     return folder
 
 
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: k for k, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    made = Tokenizer(models.BPE({c: k for k, c in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if not bos:
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    made.post_processor = processors.TemplateProcessing(single=f"{alphabet[BOS]} $A", special_tokens=[(alphabet[BOS], BOS)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token=alphabet[BOS])
 
 
 def text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
@@ -83,5 +88,5 @@ def fixed(folder: Path) -> Path:
             p.copy_(torch.from_numpy(values / 8 + (p.ndim == 1)))
         model.model.layers[0].mlp.up_proj.weight[3] = 0  # a row of zeros
     model.to(torch.bfloat16).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder

@@ -46,8 +46,8 @@ def perplexity(
     model: Annotated[Path, typer.Argument(help="an artifact, or any checkpoint")],
     text: Annotated[Path, typer.Option(help="a text file")],
     against: Annotated[Path | None, typer.Option(help="the float checkpoint: KL divergence and top-1 agreement too")] = None,
-    window: Annotated[int, typer.Option(help="tokens of a window")] = 1024,
-    stride: Annotated[int | None, typer.Option(help="tokens from one window's begin to the next one's; the window")] = None,
+    window: Annotated[int, typer.Option(help="tokens of a window, what the tokenizer begins a text with (BOS) among them")] = 1024,
+    stride: Annotated[int | None, typer.Option(help="tokens of text from one window's begin to the next one's; all of a window's")] = None,
     windows: Annotated[int | None, typer.Option(help="at most so many; all")] = None,
     start: Annotated[float, typer.Option(help="share of the text to leave out before the first")] = 0.0,
     activations: Annotated[str, typer.Option(help="int8: what 8-bit activations cost beside, simulated")] = "",
@@ -68,13 +68,15 @@ def perplexity(
             raise FewbitError(f"{folder}: no such folder; give the folder of a checkpoint or of an artifact")
     if not artifact.is_artifact(model):
         source.open_source(model)
-    ids = calibration.windows(calibration.tokens(model, text), window, stride or window, start, windows, str(text))
+    first = calibration.beginning(model)
+    ids = calibration.windows(calibration.tokens(model, text), window, stride, start, windows, str(text), first)
     with common.Bar() as bar:
         loaded = p.load(model)
         if activations:
             simulate.activations(loaded)
         record = p.perplexity(loaded, ids, p.load(against) if against else None, bar, kv)
-    common.show_pairs({"model": str(model), "bytes": artifact.size(model)} | record, json)
+    begun = {"windows_begin_with": first.names} if first.ids else {}
+    common.show_pairs({"model": str(model), "bytes": artifact.size(model)} | begun | record, json)
     return 0
 
 

@@ -96,14 +96,15 @@ def _scores(folder: Path, configs: list[dict[str, Any]], limit: int | None, batc
         from lm_eval.models.huggingface import HFLM
     except ImportError as e:
         raise MissingExtra((e.name or "lm_eval").split(".")[0], "eval") from None
-    from transformers import AutoTokenizer
+    from fewbit.llm import calibration, perplexity
 
-    from fewbit.llm import perplexity
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = calibration.load_tokenizer(folder)
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
     first = {"prefix_token_id": 0} if bare else {}  # the harness wants a token to begin with
-    model = HFLM(pretrained=perplexity.load(folder), tokenizer=tokenizer, batch_size=batch, device="cpu", **first)
+    begins = bool(calibration.beginning(folder).ids)
+    model = HFLM(
+        pretrained=perplexity.load(folder), tokenizer=tokenizer, batch_size=batch, device="cpu", add_bos_token=begins, **first
+    )
     found = simple_evaluate(
         model=model, tasks=[dict(c) for c in configs], limit=limit, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
     )

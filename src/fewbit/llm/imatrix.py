@@ -36,7 +36,7 @@ def measure(
     from fewbit.llm import blocks, calibration, gguf, source
 
     structure = blocks.read(source.open_source(folder))
-    ids = calibration.samples(calibration.tokens(folder, text), samples, length, str(text))
+    ids = calibration.samples(calibration.tokens(folder, text), samples, length, str(text), calibration.beginning(folder))
     states, calls = blocks.entry(structure, [ids[k : k + 1] for k in range(len(ids))])
     found: dict[str, np.ndarray] = {}
 

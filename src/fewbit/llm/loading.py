@@ -12,7 +12,7 @@ import numpy as np
 
 from fewbit import checkpoint
 from fewbit.errors import FewbitError, MissingExtra
-from fewbit.llm import packed
+from fewbit.llm import calibration, packed
 from fewbit.llm.linear import Memory, QuantEmbedding, QuantLinear, make_panels
 from fewbit.llm.packed import Recipe
 from fewbit.llm.tensors import Tensors
@@ -56,7 +56,7 @@ def load(folder: str | Path, threads: int | None = None, activations: str = "int
         raise FewbitError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all); quantize again")
     if (folder / "generation_config.json").exists():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return model.eval(), _tokenizer(folder)
+    return model.eval(), calibration.load_tokenizer(folder)
 
 
 def _skeleton(folder: Path) -> Any:
@@ -71,13 +71,6 @@ def _skeleton(folder: Path) -> Any:
 def _short(e: Exception) -> str:
     """Theirs, on one line."""
     return " ".join(str(e).split())[:200]
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as e:
-        raise FewbitError(f"{folder}: no tokenizer that transformers can read: {_short(e)}") from None
 
 
 def _place_packed(model: Any, tensors: Tensors, recipe: Recipe, options: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from fewbit.llm.options import Options, check
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.numerics import ggml
 
-VERSION = 4  # of the walk: one that makes other bytes has another number
+VERSION = 5  # of the walk: one that makes other bytes has another number
 
 
 def quantize(
@@ -35,20 +35,25 @@ def quantize(
     began, out = time.perf_counter(), Path(out)
     if consumer:
         consumers.check(consumer, Path(folder), "", options.weights, options)
-    structure, ids = _prepare(folder, out, options, text)
+    say = say or (lambda _: None)
+    structure, ids, first = _prepare(folder, out, options, text)
     given = imatrix.read(importance) if importance else None
     if given and methods.find(options.method).calibrated:
         raise FewbitError(f"--imatrix is for --method rtn; {options.method} measures more than it says")
     key = _key(structure, options, ids) | ({"imatrix": given.digest} if given else {})
     if _finished(out, key):
         return _record(out, structure, options, None, began)
+    if first.ids:
+        say(f"every sample begins with {first.names}, as the tokenizer begins a text")
     work = Work(out, structure, key, ids, options, given)
-    said = work.run(progress or (lambda *_: None), say or (lambda _: None))
+    said = work.run(progress or (lambda *_: None), say)
     return _record(out, structure, options, said, began)
 
 
-def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None) -> tuple[blocks.Structure, torch.Tensor | None]:
-    """All that can be refused, before any work."""
+def _prepare(
+    folder: str | Path, out: Path, options: Options, text: Path | None
+) -> tuple[blocks.Structure, torch.Tensor | None, calibration.Beginning]:
+    """All that can be refused, before any work: the model, the samples [count, length] and what each begins with."""
     method = methods.find(options.method)
     for option, weights in (("--weights", options.weights), ("--head", options.head), ("--embedding", options.embedding)):
         if weights or option == "--weights":
@@ -70,12 +75,13 @@ def _prepare(folder: str | Path, out: Path, options: Options, text: Path | None)
     if options.embedding and blocks.embedding(structure) is None:
         raise FewbitError(f"--embedding {options.embedding}: the model's embedding does more than look up; leave it out")
     if not method.calibrated or text is None:
-        return structure, None
-    ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text))
+        return structure, None, calibration.NOTHING
+    first = calibration.beginning(found.folder)
+    ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text), first)
     vocabulary = int(structure.config.vocab_size)
     if int(ids.max()) >= vocabulary:
         raise FewbitError(f"{folder}: its tokenizer gives id {int(ids.max())}, the model has {vocabulary} embeddings")
-    return structure, ids
+    return structure, ids, first
 
 
 def _key(structure: blocks.Structure, options: Options, ids: torch.Tensor | None) -> dict[str, Any]:

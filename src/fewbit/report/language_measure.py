@@ -31,7 +31,8 @@ def stored(folder: Path) -> Words:
 
 def losses(folder: Path, source: Path, text: Path, windows: int, window: int, progress: Any) -> Words:
     """Perplexity and KL on windows from the middle of the text on; block by block on the first of them."""
-    ids = calibration.windows(calibration.tokens(folder, text), window, window, 0.5, windows, str(text))
+    first = calibration.beginning(folder)
+    ids = calibration.windows(calibration.tokens(folder, text), window, None, 0.5, windows, str(text), first)
     ours, theirs = p.load(folder), p.load(source)
     found = p.perplexity(ours, ids, theirs, progress)
     keep = ("perplexity", "perplexity_float", "kl", "top1_agreement", "tokens")
