@@ -286,7 +286,7 @@ def lose_a_shard(folder):
             "no safetensors file; give the folder of a checkpoint, or what `fewbit llm quantize` wrote",
         ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
-        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer that transformers can read"),
+        (lambda f: (f / "tokenizer.json").unlink(), "its tokenizer cannot be loaded"),
         (lose_a_shard, "model-1.safetensors: no such file, which the index names"),
         (cut, "its header declares .* bytes of weights"),
         (edit("quantization_config", {"quant_method": "fewbit", "version": 9}), "version 9 of the format"),
