@@ -39,10 +39,12 @@ def measure(
     ids = calibration.samples(calibration.tokens(folder, text), samples, length, str(text), calibration.beginning(folder))
     states, calls = blocks.entry(structure, [ids[k : k + 1] for k in range(len(ids))])
     found: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
 
     def note(name: str, x: Any) -> None:
-        key = gguf.name_of(prefix + name, str(folder)) + ".weight"
-        found[key] = found.get(key, 0) + (x.reshape(-1, x.shape[-1]).double() ** 2).sum(0).numpy()
+        key, rows = gguf.name_of(prefix + name, str(folder)) + ".weight", x.reshape(-1, x.shape[-1])
+        found[key] = found.get(key, 0) + (rows.double() ** 2).sum(0).numpy()
+        counts[key] = counts.get(key, 0) + len(rows)
 
     for k, block in enumerate(structure.blocks):
         prefix = f"{structure.prefix}{k}."
@@ -52,7 +54,7 @@ def measure(
         blocks.empty(block)
         if progress:
             progress("blocks", k + 1, len(structure.blocks))
-    return {n: (v / ids.numel()).astype(np.float32) for n, v in found.items()}, ids.numel()
+    return {n: (v / counts[n]).astype(np.float32) for n, v in found.items()}, ids.numel()
 
 
 def write(path: Path, squares: dict[str, np.ndarray], tokens: int, text: str, length: int) -> int:

@@ -68,7 +68,8 @@ def quantize_block(
         names = [n for n in groups[g] if grids[n] is not None]
         if names:
             use = counts if g in writers and method.by_token else None
-            moments = _moments({n: weights[n] for n in names}, inputs, _wanted(g, writers, exact, streams, written), use)
+            target = _wanted(block, groups, g, writers, exact, streams, written)
+            moments = _moments({n: weights[n] for n in names}, inputs, target, use)
             wanted = {n: grid for n, grid in grids.items() if grid is not None}
             for name, solution in methods.solve({n: weights[n] for n in names}, wanted, moments, method).items():
                 found[name] = solution
@@ -135,7 +136,9 @@ def _writers(block: nn.Module, groups: list[list[str]], probe: torch.Tensor, cal
     written: dict[int, list[torch.Tensor]] = {g: [] for g in candidates}
     with _outputs_watched(block, groups, written), torch.inference_mode():
         out = blocks.run(block, probe, call)
-        off = out - probe - sum(y[0] for y in written.values())
+    if any(y[0].numel() != probe.numel() for y in written.values()):
+        return []
+    off = out - probe - sum(y[0].reshape(probe.shape) for y in written.values())
     return candidates if candidates and float(off.abs().max()) <= SAME * float(out.abs().max()) else []
 
 
@@ -180,19 +183,30 @@ class _Wanted:
     inputs: list[torch.Tensor] = field(default_factory=list)
 
 
-def _wanted(g: int, writers: list[int], exact: _Float, streams: Streams, written: dict[int, list[torch.Tensor]]) -> _Wanted:
+def _wanted(
+    block: nn.Module,
+    groups: list[list[str]],
+    g: int,
+    writers: list[int],
+    exact: _Float,
+    streams: Streams,
+    written: dict[int, list[torch.Tensor]],
+) -> _Wanted:
+    """What the weights of group g are to give: the bias, which stays as it is, is no part of it."""
     if g in exact.inputs:
         return _Wanted(len(streams.exact), inputs=exact.inputs.pop(g))
     if g not in exact.written:
         return _Wanted()
     until = writers[: writers.index(g)]
+    bias = block.get_submodule(groups[g][0]).bias
 
     def target(b: int) -> torch.Tensor:
         """The float stream behind this writer less the quantized one before it: the writer makes up for both."""
-        t = streams.exact[b] - streams.quantized[b] + exact.written[g][b]
+        shape = streams.exact[b].shape
+        t = streams.exact[b] - streams.quantized[b] + exact.written[g][b].reshape(shape)
         for other in until:
-            t += exact.written[other][b] - written[other][b]
-        return t
+            t += (exact.written[other][b] - written[other][b]).reshape(shape)
+        return t if bias is None else t - bias.detach()
 
     return _Wanted(len(streams.exact), outputs=target)
 
@@ -220,8 +234,11 @@ def _moments(
     cross: np.ndarray | None = None
     drift: dict[str, np.ndarray] = {}
     for b, x in enumerate(inputs):
-        share = counts[b].reshape(-1, 1).numpy() if counts else np.ones((x.shape[0] * x.shape[1], 1), np.float32)
-        rows = _rows(x) * np.sqrt(share)
+        rows = _rows(x)  # of a tensor of any rank; a row a token, or several (a head's, an expert's)
+        share = np.ones((len(rows), 1), np.float32)
+        if counts and counts[b].numel() == len(rows):
+            share = counts[b].reshape(-1, 1).numpy()
+        rows = rows * np.sqrt(share)
         gram += rows.T @ rows
         total += float(share.sum())
         if b < wanted.batches:

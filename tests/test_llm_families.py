@@ -1,0 +1,63 @@
+"""What differs between families: biases, Linear layers fed with tensors of other ranks, blocks that return tuples."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import random_llms  # noqa: E402
+import tiny_llm  # noqa: E402
+
+from fewbit.llm import calibration, perplexity, quantize  # noqa: E402
+from fewbit.llm.options import Options  # noqa: E402
+
+WIDE = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 256}  # fmt: skip
+
+
+def make(folder: Path, family: str, **config: object) -> Path:
+    return random_llms.save(folder, random_llms.Case(family, WIDE | config, torch.float32, False, False))
+
+
+def kl(folder: Path, out: Path, method: str, text: Path, weights: str = "int8") -> float:
+    """Of what quantize makes of the folder, against transformers' own loading of it, on the text's second half."""
+    quantize.quantize(folder, out, Options(weights, 16, False, method, 8, 32), text)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = calibration.windows(calibration.tokens(folder, text), 64, None, 0.5, 4, str(text), calibration.beginning(folder))
+    return perplexity.perplexity(perplexity.load(out), ids, theirs)["kl"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return tiny_llm.text(tmp_path_factory.mktemp("text") / "text.txt", 4000)
+
+
+BIASED = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "phi": {},
+    "starcoder2": {"use_bias": True},
+    "gpt_neox": {"attention_bias": True, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("family", BIASED)
+def test_a_bias_counts_once(tmp_path, text, family):
+    folder = make(tmp_path / "m", family, **BIASED[family])
+    found = {method: kl(folder, tmp_path / method, method, text) for method in ("gptq", "auto")}
+    assert found["auto"] < 1.5 * found["gptq"] < 1e-3
+
+
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32}
+OTHER_RANKS = {  # the model makes a matrix of its batch, or has a Linear read a head at a time
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "deepseek_v3": LATENT | {"first_k_dense_replace": 8, "n_group": 1, "topk_group": 1},
+}
+
+
+@pytest.mark.parametrize("method", ["gptq", "auto"])
+@pytest.mark.parametrize("family", OTHER_RANKS)
+def test_inputs_of_other_ranks_are_calibrated_on(tmp_path, text, family, method):
+    folder = make(tmp_path / "m", family, **OTHER_RANKS[family])
+    assert kl(folder, tmp_path / "out", method, text) < 5e-4
