@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,28 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
 
 def shards(folder: Path) -> list[Path]:
     """The files that make one checkpoint: some folders keep a second copy of the weights under other names."""
-    index = folder / "model.safetensors.index.json"
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
         names = read_json(index, "").get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
             raise FewbitError(f"{index}: has no weight_map; download it again")
-        return sorted({folder / Path(n).name for n in names.values()})
-    return sorted(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
+        found = sorted({folder / Path(n).name for n in names.values()})
+        if whole.exists() and whole not in found:
+            raise FewbitError(f"{folder}: has model.safetensors and an index of other files; programs differ in which they read: "
+                              "remove one of them")  # fmt: skip
+        return found
+    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+
+
+def merged(parts: Iterable[tuple[Path, dict[str, Any]]]) -> dict[str, tuple[Path, Any]]:
+    """Name -> (file, what its header says) over all files of a checkpoint, each name once."""
+    found: dict[str, tuple[Path, Any]] = {}
+    for path, header in parts:
+        for name, entry in header.items():
+            if name in found:
+                raise FewbitError(f"{path}: {name[:80]} lies in {found[name][0].name} too; remove the one that is not meant")
+            found[name] = (path, entry)
+    return found
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fewbit.errors import FewbitError, MissingExtra, first_line
+from fewbit.llm import contents
 from fewbit.llm.source import Source
 
 PROBE = 64  # tokens
@@ -83,6 +84,9 @@ def build(folder: Path) -> nn.Module:
 def read(source: Source) -> Structure:
     """Build the model and find its blocks."""
     model = build(source.folder)
+    contents.check(model, source.folder)
+    contents.linears(model, source.folder)
+    source = contents.as_model(source, model)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr,operator]
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     lists = [(n, m) for n, m in lists if len({type(b) for b in m}) == 1 and any(isinstance(x, nn.Linear) for x in m.modules())]
@@ -92,19 +96,7 @@ def read(source: Source) -> Structure:
             f"{layers} alike blocks with Linear layers, one is expected"
         )
     name, blocks = lists[0]
-    found = Structure(model, model.get_submodule(name.rpartition(".")[0]), blocks, f"{name}.", source)
-    missing = [n for k in range(len(blocks)) for n in found.names(k) if n not in source.shards]
-    missing += [n for n in _outer_needed(found) if n not in source.shards]
-    if missing:
-        raise FewbitError(f"{source.folder}: tensor {missing[0]} of {type(model).__name__} is not in its safetensors files")
-    return found
-
-
-def _outer_needed(structure: Structure) -> list[str]:
-    tied = set(
-        getattr(structure.model, "all_tied_weights_keys", None) or getattr(structure.model, "_tied_weights_keys", None) or ()
-    )
-    return [n for n in structure.model.state_dict() if not n.startswith(structure.prefix) and n not in tied]
+    return Structure(model, model.get_submodule(name.rpartition(".")[0]), blocks, f"{name}.", source)
 
 
 def fill(structure: Structure, module: nn.Module, prefix: str) -> None:

@@ -2,7 +2,7 @@
 
 Kinds: int8, int4, int3, int2 in groups (weights only), w8a8 (int8 a row, activations int8 a token), fp8 (float8_e4m3fn a row,
 activations a token), fp8-block (128 x 128, activations in groups of 128), nvfp4 and mxfp4 (weights only). Rounded kinds go shard
-by shard and need neither text nor the model's class (llm/plain).
+by shard and need no text (llm/plain).
 """
 
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ def _round(source: Source, out: Path, kind: str, given: Options) -> dict[str, An
             made = make(weight)
         return {f"{base}.{leaf}": t for leaf, t in made.items()}
 
-    floats = [n.removesuffix(".weight") for n in relayout.left_out(source.folder)]
+    floats = relayout.left_out(source.folder, matrices)
     layer = Layer(kind, given.group_size, given.symmetric) if kind in WEIGHTS else None
     group = _integers(layer, ["Linear"]) if layer else _group(*ROUNDED[kind])
     return relayout.write_rounded(source, out, set(matrices), tensors, _config([group], ("lm_head", *floats)), kind)

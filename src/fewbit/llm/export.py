@@ -41,7 +41,7 @@ def export(
     source: what `fewbit llm quantize` wrote, or a float checkpoint, first quantized to `kind` in a folder beside OUT (the
     same command goes on there after a kill). consumer: one of llm/consumers, which must run what is written.
     """
-    from fewbit.llm import artifact, consumers, quantize
+    from fewbit.llm import artifact, blocks, consumers, contents, quantize
 
     place, given = find(to), given or Options()
     files.check_new(out)
@@ -50,6 +50,7 @@ def export(
     place.check(source, kind, given)
     if consumer:
         consumers.check(consumer, source, to, kind, given)
+    contents.check(blocks.build(source), source)
     if artifact.is_artifact(source) or place.plain_kind(kind, given):
         if importance:
             raise FewbitError(f"--imatrix {importance}: nothing is rounded under it on the way to this; leave it out")

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, kv_cache, source
+from fewbit.llm import artifact, blocks, contents, kv_cache, source
 from fewbit.llm.forecast import peak_bytes
 
 
 def load(folder: Path) -> torch.nn.Module:
     """The transformers model of a checkpoint or, through dequantized weights, of an artifact; float32, for evaluation."""
+    model = blocks.build(folder)
     if artifact.is_artifact(folder):
         state = artifact.state_dict(folder)
     else:
-        found = source.open_source(folder)
+        found = contents.as_model(source.open_source(folder), model)
         state = found.load(list(found.shards))
-    model = blocks.build(folder)
     model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in state.items()}, strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
     blocks.fill_buffers(model, model)

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ import torch
 
 from fewbit import checkpoint
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, packed, source
+from fewbit.llm import artifact, blocks, contents, packed, source
 from fewbit.llm.options import WEIGHTS, Options
 from fewbit.llm.packed import Layer, PackedWeight, Recipe
 from fewbit.llm.source import Source
 from fewbit.llm.tensors import Tensors
 
-# Matrices that are looked up in or that choose experts: no Linear of a block.
-OTHER = re.compile(r"(embed|lm_head|\bwte\b|\bwpe\b|router|\.gate\.weight$)")
+ROUTER = re.compile(r"(router|\.gate\.weight$)")  # a Linear that chooses is not rounded
 
 Layout = Callable[[str, PackedWeight, Layer], dict[str, torch.Tensor]]
 
@@ -57,19 +56,19 @@ def source_of(folder: Path) -> Source:
 
 
 def matrices(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the weights of a float checkpoint's Linears, by their names and dimensions alone."""
-    return {n: s for n, s in _two_dimensional(folder).items() if not OTHER.search(n)}
+    """Name in the files -> shape [out, in] of the weights of the Linears in the blocks of a float checkpoint, which is whole."""
+    model = blocks.build(folder)
+    contents.check(model, folder)
+    inside, tensors = contents.linears(model, folder), Tensors(folder)
+    stored = contents.names(model, tensors)
+    return {s: tensors.shape(s) for n, s in stored.items() if n in inside and not ROUTER.search(n)}
 
 
-def left_out(folder: Path) -> list[str]:
-    """Matrices that stay as they are."""
-    return [n for n in _two_dimensional(folder) if OTHER.search(n)]
-
-
-def _two_dimensional(folder: Path) -> dict[str, tuple[int, ...]]:
-    tensors = Tensors(folder)
-    shapes = {n: tensors.shape(n) for n in tensors}
-    return {n: s for n, s in shapes.items() if len(s) == 2 and n.endswith(".weight")}
+def left_out(folder: Path, rounded: Iterable[str]) -> tuple[str, ...]:
+    """Modules whose matrix stays as it is: those outside the blocks, and layers that the model of config.json does not have."""
+    tensors, kept = Tensors(folder), set(rounded)
+    plain = (n for n in tensors if n.endswith(".weight") and len(tensors.shape(n)) == 2 and n not in kept)
+    return tuple(n.removesuffix(".weight") for n in plain)
 
 
 def write(folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe], dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ SAMPLE, EVERY = 1 << 16, 1 << 24  # bytes of a shard that the digest reads: so m
 
 @dataclass(frozen=True)
 class Source:
-    """shards: tensor name -> the file that holds it; config: config.json."""
+    """shards: tensor name -> the file that holds it; config: config.json; stored: names in the files where they are others
+    (llm/contents)."""
 
     folder: Path
     config: dict[str, Any]
     shards: dict[str, Path]
+    stored: dict[str, str] = field(default_factory=dict)
 
     def load(self, names: list[str], dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """Copies of these tensors; floating ones as dtype, where one is given."""
@@ -30,7 +32,7 @@ class Source:
         for path in sorted({self.shards[n] for n in names}):
             with safe_open(path, framework="pt") as f:
                 for name in (n for n in names if self.shards[n] == path):
-                    tensor = f.get_tensor(name)
+                    tensor = f.get_tensor(self.stored.get(name, name))
                     found[name] = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True)
         return found
 
@@ -62,4 +64,5 @@ def open_source(folder: str | Path) -> Source:
         raise FewbitError(f"{missing[0]}: named by model.safetensors.index.json, but missing; download it again")
     if "quantization_config" in config:
         raise FewbitError(f"{folder}: already quantized (config.json has a quantization_config); give the float checkpoint")
-    return Source(folder, config, {name: path for path in files for name in checkpoint.read_header(path)})
+    held = checkpoint.merged((path, checkpoint.read_header(path)) for path in files)
+    return Source(folder, config, {name: path for name, (path, _) in held.items()})

@@ -1,7 +1,6 @@
 """The tensors of a checkpoint's safetensors files, one at a time, without torch."""
 
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,12 +21,12 @@ class Tensors:
                 f"{folder}: no safetensors file; give the folder of a checkpoint, or what `fewbit llm quantize` wrote"
             )
         self.folder = folder
-        self._places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        for path in files:
-            if not path.is_file():
-                raise FewbitError(f"{path}: no such file, which the index names; copy it or download it again")
-            header, start = checkpoint.entries(path)
-            self._places |= {name: (path, start, entry) for name, entry in header.items()}
+        gone = next((path for path in files if not path.is_file()), None)
+        if gone:
+            raise FewbitError(f"{gone}: no such file, which the index names; copy it or download it again")
+        held = {path: checkpoint.entries(path) for path in files}
+        places = checkpoint.merged((path, header) for path, (header, _) in held.items())
+        self._places = {name: (path, held[path][1], entry) for name, (path, entry) in places.items()}
 
     def __iter__(self):
         return iter(self._places)
