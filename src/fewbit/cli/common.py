@@ -10,9 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fewbit.cli.streams import say as say
 from fewbit.errors import FewbitError, MissingExtra
 
 PIPED_WIDTH = 10_000  # characters of a line that nobody folds: a program reads it, or a pager
+
+INTERRUPTED = "interrupted; what was asked for was not written"
+
+HELP: Any = {  # of every Typer: plain text, which no narrow or ASCII terminal cuts
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 
 UNITS = {"training": "steps", "blocks": "", "windows": ""}
 
@@ -57,10 +65,6 @@ def needs(extra: str, *packages: str) -> None:
     for name in packages:
         if find_spec(name) is None:
             raise MissingExtra(name, extra)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def environment_arguments(given: list[str] | None) -> dict[str, Any]:

@@ -8,7 +8,13 @@ import typer
 from fewbit.cli import common, llm_eval, llm_export, llm_generate
 from fewbit.errors import FewbitError
 
-app = typer.Typer(no_args_is_help=True, help="Language models: weights of few bits, and what they cost.")
+app = typer.Typer(help="Language models: weights of few bits, and what they cost.", **common.HELP)
+
+
+@app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()

@@ -1,0 +1,5 @@
+"""`python -m fewbit`: the command line."""
+
+from fewbit.cli import start
+
+start()
