@@ -1,12 +1,10 @@
-"""What a policy sees: observations (and what it remembered before them) from an environment or arrays, for calibration."""
+"""What a policy sees: observations (and what it remembered before them), recorded or from an environment, for calibration."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewbit import sources
+from fewbit import recorded, sources
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.policy import EPISODE, Policy
 from fewbit.errors import FewbitError
@@ -14,9 +12,6 @@ from fewbit.graph.metadata import MASKS
 from fewbit.numerics.affine import check_finite
 
 EPISODES, STEPS = 5, 5000
-Observations = (
-    str | Path | np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
-)  # a file, an array [n, ...], by name, a data loader
 SEED = 100_000  # away from the evaluation's own seeds
 
 
@@ -28,7 +23,7 @@ def calibration(
     if observations is None and env is None:
         return {}
     if observations is not None:
-        return _rows(policy, _named(policy, _given(observations)))
+        return _rows(policy, _named(policy, observations))
     from fewbit.rl import returns
 
     assert env is not None
@@ -47,22 +42,13 @@ def as_feeds(policy: Policy, states: Any, env: str) -> dict[str, np.ndarray]:
     return {k: v if k == EPISODE or k in held else _typed(policy, k, v, f"observations of {env} ({k})") for k, v in feeds.items()}
 
 
-def _named(policy: Policy, given: Any) -> dict[str, np.ndarray]:
+def _named(policy: Policy, given: recorded.Observations) -> dict[str, np.ndarray]:
     """Arrays by the names of the policy's inputs; where no masks are given, everything is allowed."""
     observed = [name for name in policy.inputs if name != MASKS]
-    if not isinstance(given, dict):
-        if len(observed) > 1:
-            raise FewbitError(
-                f"the policy takes {', '.join(policy.inputs)}, one array is not enough; give arrays by these names "
-                "(a dictionary, or an .npz file), --env ID, or --state of what it remembers"
-            )
-        given = {observed[0]: given}
-    unlike = sorted(set(observed) ^ set(given) - {MASKS})
-    if unlike:
-        raise FewbitError(f"the observations are named {', '.join(given)}, the policy takes {', '.join(policy.inputs)}")
-    if MASKS in policy.inputs and MASKS not in given:
-        given = given | {MASKS: np.ones((len(given[observed[0]]), *policy.inputs[MASKS]), np.float32)}
-    return {name: given[name] for name in policy.inputs}
+    found = recorded.named(given, observed, [name for name in policy.inputs if name == MASKS])
+    if MASKS in policy.inputs and MASKS not in found:
+        found[MASKS] = np.ones((len(found[observed[0]]), *policy.inputs[MASKS]), np.float32)
+    return found
 
 
 def _rows(policy: Policy, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -110,44 +96,3 @@ def _remembered(policy: Policy, observations: dict[str, np.ndarray]) -> dict[str
         rows.append(seen | {EPISODE: numbers} | state)
         state = policy.step(seen, state)[1]
     return {k: np.concatenate(np.stack([r[k] for r in rows], 1)) for k in rows[0]}
-
-
-def _given(observations: Observations) -> Any:
-    """[n, ...], or a dictionary of such; of a data loader's batches the inputs, which come first."""
-    if isinstance(observations, np.ndarray):
-        return observations
-    if hasattr(observations, "detach"):  # a torch tensor, without importing torch
-        return observations.detach().cpu().numpy()
-    if isinstance(observations, str | Path):
-        path = Path(observations)
-        return _read_named(path) if path.suffix == ".npz" else read_observations(path)
-    if isinstance(observations, Mapping):
-        return {str(k): np.asarray(v) for k, v in observations.items()}
-    batches = [np.asarray(b[0] if isinstance(b, tuple | list) else b) for b in observations]
-    if any(b.ndim == 0 for b in batches):
-        raise FewbitError("the observations are neither an array [n, ...] nor batches of a data loader; use numpy.asarray")
-    return np.concatenate(batches) if batches else np.zeros(0)
-
-
-def read_observations(path: Path) -> np.ndarray:
-    """A .npy array of numbers; never unpickles."""
-    return next(iter(_read(path, "a .npy array", "numpy.save").values()))
-
-
-def _read_named(path: Path) -> Any:
-    """The arrays of an .npz file by name; where it names none, the one in it."""
-    found = _read(path, "an .npz file of arrays", "numpy.savez")
-    return found["arr_0"] if list(found) == ["arr_0"] else found
-
-
-def _read(path: Path, what: str, write: str) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise FewbitError(f"{path}: no such file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        found = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        if not found or ("" in found) != (write == "numpy.save") or any(a.dtype.kind not in "biuf" for a in found.values()):
-            raise ValueError
-        return found
-    except Exception:
-        raise FewbitError(f"{path}: not {what} of numbers, or truncated; write it with {write}") from None

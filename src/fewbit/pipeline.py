@@ -26,7 +26,8 @@ from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
-from fewbit.observations import Observations, calibration
+from fewbit.observations import calibration
+from fewbit.recorded import Observations
 from fewbit.rl.evidence import PILOT, judge
 from fewbit.training import Training, train
 
@@ -57,8 +58,10 @@ def quantize(
     state: sources.Declared | None = None,
     training: Training | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations ([n, ...], a data loader; a recurrent one's [episodes, steps,
-    ...]); measured where env is given. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
+    """Quantize a source, calibrated in env or on observations; measured where env is given.
+
+    observations: [n, ...], of a recurrent one [episodes, steps, ...]; {input: such an array}; a .npy, .npz or .csv file of
+    them; or a data loader. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
 
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
     shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
@@ -69,7 +72,7 @@ def quantize(
     if scheme.weights in half.DTYPES:
         scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
-        raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE.npy")
+        raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE")
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     if env is not None:
@@ -129,11 +132,11 @@ def _climb(
 def diff(
     source: Any,
     artifact: str | Path | Artifact,
-    observations: str | Path | np.ndarray,
+    observations: Observations,
     normalizer: str | Path | None = None,
     trust_torchscript: bool = False,
 ) -> list[Row]:
-    """Where the artifact's error comes in, tensor by tensor, the worst first; observations [n, ...]."""
+    """Where the artifact's error comes in, tensor by tensor, the worst first; observations as in quantize."""
     from fewbit.diff import diff as compare
 
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
@@ -216,7 +219,7 @@ def fit_budget(
 def search(
     source: Any,
     measure: Callable[[Policy, int], Any],
-    observations: str | Path | np.ndarray,
+    observations: Observations,
     keep: float = 0.95,
     floor: float = 0.0,
     scheme: qdq.Scheme | None = None,
@@ -227,7 +230,7 @@ def search(
     """The smallest artifact that keeps a score of the user's own: climbs as quantize does, without an environment.
 
     measure(policy, seed) -> scores, one or [n] of as many trials, larger is better; seed 1 is where a rung is chosen, 0 where
-    it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations: [n, ...].
+    it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations as in quantize.
     training: how long a rung may train; None: no rung does.
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")

@@ -22,6 +22,11 @@ HELP: Any = {  # of every Typer: plain text, which no narrow or ASCII terminal c
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 
+OBSERVATIONS = (  # of every verb that takes them
+    ".npy array [n, ...] of n observations (of a network that remembers [episodes, steps, ...]), a .csv table with one a line, "
+    "or, for several inputs, a .npz with an array named as each"
+)
+
 UNITS = {"training": "steps", "blocks": "", "windows": ""}
 
 

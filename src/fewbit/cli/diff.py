@@ -1,4 +1,4 @@
-"""`fewbit diff SOURCE ARTIFACT --observations FILE.npy`."""
+"""`fewbit diff SOURCE ARTIFACT --observations FILE`."""
 
 import json as jsonlib
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from fewbit.cli import common
 def diff(
     source: Annotated[str, typer.Argument(help="the float source: a Stable-Baselines3 .zip, an .onnx file or a TorchScript .pt")],
     artifact: Annotated[Path, typer.Argument(help="what was made from it")],
-    observations: Annotated[Path, typer.Option(help="observations to compare on, .npy [n, ...]")],
+    observations: Annotated[Path, typer.Option(help=f"what to compare on: {common.OBSERVATIONS}")],
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,

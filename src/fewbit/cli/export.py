@@ -8,7 +8,7 @@ import typer
 
 from fewbit import targets
 from fewbit.files import check_writable
-from fewbit.observations import read_observations
+from fewbit.recorded import read_array
 
 
 def export(
@@ -28,7 +28,7 @@ def export(
     given = {k: v for k, v in given.items() if v}
     for option, path in (("raw_factors", raw_factors), ("raw_offsets", raw_offsets)):
         if path is not None:
-            given[option] = read_observations(path)
+            given[option] = read_array(path)
     if output.is_file():
         check_writable(output, artifact)
     made = targets.export(artifact, to, output, **given)

@@ -20,7 +20,7 @@ def quantize(
     out: Annotated[Path, typer.Option("-o", "--out", help="the artifact to write")],
     env: Annotated[str | None, typer.Option(help="Gymnasium id (module:Id too): calibrate and measure there")] = None,
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
-    observations: Annotated[Path | None, typer.Option(help="calibrate on this .npy array [n, ...]")] = None,
+    observations: Annotated[Path | None, typer.Option(help=f"calibrate on recorded ones: {common.OBSERVATIONS}")] = None,
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl, if it does not lie beside the zip")] = None,
     weights: Annotated[
         str, typer.Option(help="int8, int6, int4, int3, int2, ternary, int16, float16, bfloat16; auto: search")

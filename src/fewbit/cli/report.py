@@ -17,7 +17,7 @@ def report(
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     env: Annotated[str | None, typer.Option(help="Gymnasium id, if not the one that the artifact names")] = None,
-    observations: Annotated[Path | None, typer.Option(help="compare layers on this .npy array [n, ...]")] = None,
+    observations: Annotated[Path | None, typer.Option(help=f"compare layers on: {common.OBSERVATIONS}")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="measure each layer alone (minutes)")] = False,
     film: Annotated[bool, typer.Option("--film", help="a film of both policies, where the environment can be rendered")] = False,
     film_seconds: Annotated[float | None, typer.Option(help="with --film: its length (default 8)")] = None,

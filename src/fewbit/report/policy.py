@@ -40,7 +40,7 @@ AGAINST = "fewbit report ARTIFACT -o REPORT.html --against SOURCE"
 @dataclass(frozen=True)
 class Options:
     """What a page may use besides the artifact. source: the float one (normalizer, trust_torchscript: as sources.load has
-    them); env: to run in, the recipe's if None; observations: .npy to compare on instead of an environment's; peers: a file of
+    them); env: to run in, the recipe's if None; observations: a file to compare on instead of an environment's; peers: a file of
     benchmarks/policies.py, agent: the policy in it; bench: what fewbit bench --json printed; sensitivity: measure each layer
     alone; film: so many `seconds` of both; beside: another artifact of the same source, in the film and to play."""
 
@@ -168,7 +168,7 @@ def _layers(bench: Bench) -> Section | Missing:
     if bench.original is None:
         return _lack("It takes the float source, which the artifact does not hold.", AGAINST)
     if bench.env is None and bench.options.observations is None:
-        return _lack(f"It takes states to compare on. {bench.no_env}", f"{AGAINST} --observations FILE.npy")
+        return _lack(f"It takes states to compare on. {bench.no_env}", f"{AGAINST} --observations FILE")
     found = layers(bench.original.model, bench.model, bench.record["recipe"], bench.feeds)
     rows = _sensitivity(bench) if bench.options.sensitivity and bench.env else []
     return found | {"sensitivity": sensitivity(rows) if rows else None}
