@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from fewbit.engine import reference
 from fewbit.engine.description import describe
+from fewbit.engine.load import load, quickest
 from fewbit.engine.operands import format_of, scale_of
 from fewbit.engine.program import Program, Step
 from fewbit.errors import FewbitError
+from fewbit.fidelity import action_error
 from fewbit.graph import calibrate, metadata
 from fewbit.numerics import affine, metrics
 from fewbit.numerics.formats import IntFormat
@@ -47,6 +49,23 @@ class Tensor:
     got: np.ndarray
     local: np.ndarray | None
     reading: "Reading | None"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """actions: fidelity.action_error's record of the first output, with "states", how many were compared; outputs: names of the
+    rows that are the network's outputs; tensors: every row, the worst local SQNR first."""
+
+    actions: dict[str, float]
+    outputs: tuple[str, ...]
+    tensors: list[Row]
+
+
+def comparison(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> Comparison:
+    """What the artifact's actions and its tensors are beside the float source's. feeds: observations [n, ...] by input name."""
+    want, got = load(original, "onnxruntime")(feeds), quickest(artifact)(feeds)
+    actions = action_error(want, got) | {"states": len(want)}
+    return Comparison(actions, tuple(v.name or "" for v in artifact.graph.outputs), diff(original, artifact, feeds))
 
 
 def diff(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Row]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from fewbit import ladder, solvers, sources, targets, verification
 from fewbit.artifact import Artifact
-from fewbit.diff import Row
+from fewbit.diff import Comparison, Row, comparison
 from fewbit.engine.description import describe
 from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
@@ -137,8 +137,17 @@ def diff(
     trust_torchscript: bool = False,
 ) -> list[Row]:
     """Where the artifact's error comes in, tensor by tensor, the worst first; observations as in quantize."""
-    from fewbit.diff import diff as compare
+    return compare(source, artifact, observations, normalizer, trust_torchscript).tensors
 
+
+def compare(
+    source: Any,
+    artifact: str | Path | Artifact,
+    observations: Observations,
+    normalizer: str | Path | None = None,
+    trust_torchscript: bool = False,
+) -> Comparison:
+    """How far the artifact's actions lie from its source's, and where that comes in; observations as in quantize."""
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
     original = sources.load(source, normalizer, None, trust_torchscript, declared(source, model))
     takes = [sorted(v.name or "" for v in m.graph.inputs) for m in (original.model, model)]
@@ -147,7 +156,7 @@ def diff(
             f"{original.name} takes {', '.join(takes[0])}, the artifact {', '.join(takes[1])}: it was not made from it"
         )
     feeds = calibration(original, None, observations, None, 0)
-    return compare(original.model, model, feeds)
+    return comparison(original.model, model, feeds)
 
 
 def declared(source: Any, made: ir.Model) -> sources.Declared | None:
@@ -173,7 +182,7 @@ def sensitivity(
 ) -> list[dict[str, Any]]:
     """One layer at a time with weights of that format, all else at 16 bits: what it costs in its own output, in the action
     and in the return; the costliest return first."""
-    from fewbit.diff import diff as compare
+    from fewbit.diff import diff as tensors
     from fewbit.rl.measure import Baseline, measure
 
     original = sources.load(source, normalizer, trust_torchscript=trust_torchscript)
@@ -185,7 +194,7 @@ def sensitivity(
         artifact = _artifact(original, feeds, scheme, None)
         artifact.to_bytes()
         tensor = layer.node.outputs[0].name
-        local = [r.sqnr_local for r in compare(original.model, artifact.model, feeds) if r.tensor == tensor]
+        local = [r.sqnr_local for r in tensors(original.model, artifact.model, feeds) if r.tensor == tensor]
         found = measure(artifact.model, baseline, 0.95, episodes, False, progress, True)
         row = {"layer": name, "weights": weights, "sqnr_local": local[0] if local else None}
         rows.append(row | {k: found[k] for k in ("kept", "kept_ci95", "action_rmse", "action_agreement") if k in found})

@@ -123,18 +123,9 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         )
     elif "verdict" in record:
         table.add_row("kept", "undefined: the float policy is not measurably better than random actions")
-    if "action_agreement" in record:
-        table.add_row(
-            "same action",
-            f"{record['action_agreement']:.2%} of {record['fidelity_states']} states "
-            f"(noise floor {record['fidelity_noise_floor']:.2%})",
-        )
-    if "action_rmse" in record:
-        table.add_row(
-            "action error",
-            f"{record['action_rmse']:.3%} of the range, RMSE over {record['fidelity_states']} states "
-            f"(noise floor {record['fidelity_noise_floor']:.3%})",
-        )
+    measured = record if "action_agreement" in record or "action_rmse" in record else record.get("fidelity")
+    if measured:
+        table.add_row(*fidelity(measured))
     if "size_bytes" in record:
         size = f"{record['size_bytes']:,} bytes"
         table.add_row(
@@ -152,8 +143,23 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
             latency += f" (float {record['latency_float_us']:.1f} in {record['latency_float_executor']})"
         table.add_row("latency", latency)
     if "exact" in record:
-        table.add_row("exact", "yes" if record["exact"] else "no: part of the graph runs in float")
+        floats = f"{', '.join(record['floats'])} run" if record.get("floats") else "part of the graph runs"
+        table.add_row("exact", "yes" if record["exact"] else f"no: {floats} in float")
     console().print(table)
+
+
+def fidelity(found: dict[str, Any]) -> tuple[str, str]:
+    """(what, how much) of an action error: evidence's, with its noise floor, or an artifact's on what it was calibrated on."""
+    states = found.get("states", found.get("fidelity_states", 0))
+    floor = found.get("fidelity_noise_floor")
+    if "action_agreement" in found:
+        noise = "" if floor is None else f" (noise floor {floor:.2%})"
+        return "same action", f"{found['action_agreement']:.2%} of {states} states{noise}"
+    noise = "" if floor is None else f" (noise floor {floor:.3%})"
+    text = f"{found['action_rmse']:.3%} of the range, RMSE over {states} states{noise}"
+    if "action_worst" in found:
+        text += f"; 99.9% of them within {found['action_p999']:.2%}, the worst {found['action_worst']:.2%}"
+    return "action error", text
 
 
 def show_pairs(record: dict[str, Any], as_json: bool) -> None:

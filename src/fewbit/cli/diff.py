@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from fewbit.cli import common
 
@@ -19,17 +20,25 @@ def diff(
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
-    """Show where the error comes in, tensor by tensor: the step alone, and all that came before it too. Worst first."""
+    """Show how far the actions are off, and where that comes in, tensor by tensor: the step alone, and all before it too.
+
+    The network's outputs come first, then the worst. SQNR: signal over error, more is better; saturated: at an end of its range.
+    """
     from fewbit import pipeline
 
-    rows = pipeline.diff(source, artifact, observations, normalizer, trust_torchscript)
+    found = pipeline.compare(source, artifact, observations, normalizer, trust_torchscript)
     if json:
-        print(jsonlib.dumps({"tensors": [asdict(r) for r in rows]}))
+        print(jsonlib.dumps({"actions": found.actions, "tensors": [asdict(r) for r in found.tensors]}))
         return 0
-    columns = ("tensor", "codes", "SQNR alone", "SQNR so far", "largest error", "saturated", "dead")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
-    for r in rows:
-        decibels = [f"{v:.1f} dB" for v in (r.sqnr_local, r.sqnr_accumulated)]
-        table.add_row(r.tensor, r.format, *decibels, f"{r.max_error:.3g}", f"{r.saturated:.2%}", f"{r.dead:.1%}")
-    common.console().print(table)
+    console = common.console()
+    console.print(": ".join(common.fidelity(found.actions)), markup=False, highlight=False)
+    figures = (
+        Column(head, overflow="fold") for head in ("SQNR\nalone", "SQNR\nso far", "largest\nerror", "satu-\nrated", "dead")
+    )
+    table = Table(Column("tensor", overflow="fold", min_width=10), "codes", *figures, box=None, padding=(0, 1, 0, 0))
+    for r in sorted(found.tensors, key=lambda r: r.tensor not in found.outputs):
+        whole = r.format == "float32" and "action_agreement" in found.actions and r.tensor in found.outputs
+        decibels = ["-" if whole else f"{v:.1f} dB" for v in (r.sqnr_local, r.sqnr_accumulated)]  # of a choice they say nothing
+        table.add_row(escape(r.tensor), r.format, *decibels, f"{r.max_error:.3g}", f"{r.saturated:.2%}", f"{r.dead:.1%}")
+    console.print(table)
     return 0

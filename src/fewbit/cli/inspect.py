@@ -2,16 +2,18 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import onnx_ir as ir
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fewbit.cli import common
-from fewbit.engine import flatten, native
+from fewbit.engine import flatten
 from fewbit.engine import program as p
-from fewbit.engine.lower import lower
+from fewbit.engine.description import describe
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
 from fewbit.graph.read import read
@@ -32,31 +34,81 @@ def inspect(
     if env is not None:
         raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
     model = read(artifact)
-    program, record = lower(model), metadata.read(model)
-    steps = [describe(s) for s in program.steps]
+    described, record = describe(model), metadata.read(model)
+    program = described.program
+    steps = [description(s) for s in program.steps] if program is not None else []
     if json:
-        shape = {"inputs": program.inputs, "outputs": program.outputs, "exact": program.exact, "steps": steps}
-        print(jsonlib.dumps(shape | {"native": _native(program)} | record))
+        ends = {"inputs": program.inputs, "outputs": program.outputs} if program is not None else _ends(model)
+        native = described.executor.removeprefix("native ") if not described.reason else f"no ({described.reason})"
+        print(jsonlib.dumps(ends | {"exact": described.exact, "steps": steps, "native": native} | record))
         return 0
     console = common.console()
-    table = Table("step", "what", "codes", box=None, padding=(0, 2))
-    for kind, what, codes in steps:
-        table.add_row(kind, escape(what), codes)
-    console.print(table)
-    for part in ("contract", "recipe"):
-        for key, value in (record.get(part) or {}).items():
-            console.print(f"{part} {key}: {jsonlib.dumps(value)}", markup=False, highlight=False)
-    common.show((record.get("evidence") or {}) | {"exact": program.exact}, False)
-    console.print(f"native engine: {_native(program)}", markup=False, highlight=False)
+    _show_steps(console, steps)
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for what, value in [*_contract(record), *_recipe(record)]:
+        table.add_row(what, escape(value))
+    console.print(table, highlight=False)
+    kept = {"fidelity": record["fidelity"]} if "fidelity" in record else {}
+    common.show(kept | (record.get("evidence") or {}) | {"exact": described.exact, "floats": _floats(program)}, False)
+    engine = f"{described.executor}" if not described.reason else f"ONNX Runtime, as fewbit's engine cannot: {described.reason}"
+    console.print(f"  runs in  {engine}", markup=False, highlight=False)
     return 0
 
 
-def _native(program: p.Program) -> str:
-    """The instruction set whose kernels would run here, or why none."""
-    try:
-        return native.load(program).instruction_set
-    except FewbitError as e:
-        return f"no ({e})"
+def _ends(model: ir.Model) -> dict[str, Any]:
+    shapes = {v.name: [d if isinstance(d, int) else None for d in (v.shape or [])[1:]] for v in model.graph.inputs}
+    return {"inputs": shapes, "outputs": [v.name for v in model.graph.outputs]}
+
+
+def _show_steps(console: Console, steps: list[tuple[str, str, str]]) -> None:
+    """A row a step, and what the kinds of steps are."""
+    if not steps:
+        return
+    table = Table(Column("step", no_wrap=True), Column("what", overflow="fold"), "codes", box=None, padding=(0, 2))
+    for kind, what, codes in steps:
+        table.add_row(kind, escape(what), codes)
+    console.print(table)
+    legend = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
+    for kind in dict.fromkeys(kind for kind, _, _ in steps):
+        legend.add_row(kind, LEGEND[kind])
+    console.print("\nS1 to S8 are the clauses of docs/semantics.md:", highlight=False)
+    console.print(legend, highlight=False)
+    console.print()
+
+
+def _floats(program: p.Program | None) -> list[str]:
+    """Operators that run in float."""
+    steps = program.steps if program is not None else []
+    return sorted({s.op for s in steps if isinstance(s, p.Float) and s.op not in MOVING})
+
+
+def _contract(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What goes in and comes out."""
+    contract = record.get("contract") or {}
+    return [(key.replace("_", " "), _spoken(value)) for key, value in contract.items() if value is not None]
+
+
+def _spoken(value: Any) -> str:
+    """Shapes by name, the space of an action, or JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.get("type") == "Box":
+        ends = [set(value.get(k) or []) for k in ("low", "high")]
+        between = f", from {min(ends[0]):g} to {max(ends[1]):g}" if all(len(e) == 1 for e in ends) else ""
+        return f"Box {value.get('shape')}{between}"
+    if isinstance(value, dict) and all(isinstance(v, list) for v in value.values()):
+        return ", ".join(f"{name} {jsonlib.dumps(shape)}" for name, shape in value.items())
+    return jsonlib.dumps(value)
+
+
+def _recipe(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """How it was made."""
+    recipe = dict(record.get("recipe") or {})
+    digests = {k: str(recipe.pop(k, ""))[:12] for k in ("source_sha256", "calibration_sha256")}
+    if "source" in recipe:
+        recipe["source"] = f"{recipe['source']} (SHA-256 {digests['source_sha256']}...)"
+    recipe["layers"] = ", ".join("=".join(map(str, pair)) for pair in recipe.get("layers") or [])
+    return [(k.replace("_", " "), str(v)) for k, v in recipe.items() if v not in ("", None, {}, "any")]
 
 
 def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, json: bool, trust_torchscript: bool) -> int:
@@ -84,10 +136,23 @@ def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, jso
 
 
 MOVING = {"Concat", *flatten.MOVING}
+LEGEND = {
+    "S1 entry": "real numbers become integers",
+    "S2-S4 linear": "integer products, summed in 32 bits or more, rounded to the next codes",
+    "S2 patches": "a convolution's windows, as rows",
+    "S4 rescale": "integers to another scale",
+    "S5 add": "two tensors of integers",
+    "S5 multiply": "two tensors of integers",
+    "S5 moved": "elements change their places",
+    "S6 table": "a function of one value, looked up",
+    "S6 lookup": "a function of one value, looked up",
+    "S7 exit": "integers become real numbers",
+    "float": "float32 arithmetic: bits may differ between executors",
+}
 
 
-def describe(step: p.Step) -> tuple[str, str, str]:
-    """(clause, what it does, the codes it makes)."""
+def description(step: p.Step) -> tuple[str, str, str]:
+    """(clause, what it does, the codes it makes); the clauses are LEGEND's."""
     match step:
         case p.Quantize():
             return "S1 entry", f"scale {step.scale:g}", step.format.name

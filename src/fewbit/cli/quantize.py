@@ -99,4 +99,5 @@ def _unmeasured(artifact: Artifact, out: Path) -> dict[str, Any]:
     described = describe(artifact.model)
     if described.reason:
         common.say(f"fewbit: {out} runs in ONNX Runtime, not in fewbit's engine: {described.reason}")
-    return {"size_bytes": out.stat().st_size, "exact": described.exact}
+    fidelity = {k: artifact.record[k] for k in ("fidelity",) if k in artifact.record}
+    return {"size_bytes": out.stat().st_size, "exact": described.exact} | fidelity
