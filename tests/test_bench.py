@@ -56,7 +56,8 @@ def test_json_and_errors(artifact):
     assert done.returncode == 0 and found["skipped"] == {"sb3": "give the policy's own file with --source"}
     assert found["multiply_accumulates"] == 17 * 256 + 256 * 256 + 256 * 6
     table = subprocess.run(command, capture_output=True, text=True).stdout
-    assert "limit: C++ alone" in table and "numpy float32" in table
+    assert "C++ alone" in table and "numpy float32" in table
+    assert "not what quantization cost" in table and "recorded when it was quantized: action error" in table
     for more, message in [
         (["--batch", "0"], "--batch 0"),
         (["--against", "xyz"], "--against xyz is unknown; choose from fewbit, "),

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from fewbit.cli import common
 from fewbit.errors import FewbitError
+from fewbit.graph import metadata
+
+CHECK = (
+    "RMS difference, of the actions' range, from the network that the runner was given (float32: with the artifact's weights) "
+    "as NumPy runs it; it shows that the runner is right, not what quantization cost"
+)
 
 
 def bench(
@@ -25,11 +32,13 @@ def bench(
     sizes = [int(n) for n in batch.split(",") if n.isdigit() and int(n) > 0]
     if len(sizes) != len(batch.split(",")):
         raise FewbitError(f"--batch {batch}: give sizes with commas, such as 1,16,256")
-    found = b.bench(read(artifact), sizes, against.split(",") if against else None, source)
+    model = read(artifact)
+    found = b.bench(model, sizes, against.split(",") if against else None, source)
     if json:
         print(jsonlib.dumps(found | {"timings": [asdict(t) for t in found["timings"]], "session_options": SESSION_OPTIONS}))
         return 0
     _show(found, sizes)
+    print(_cost(metadata.read(model)))
     print(f"onnxruntime: {SESSION_OPTIONS}")
     for name, why in found["skipped"].items():
         print(f"{name}: not timed: {why}")
@@ -39,15 +48,21 @@ def bench(
 def _show(found: dict[str, Any], sizes: list[int]) -> None:
     """A line a runner: microseconds, and how many times fewbit's own."""
     ours, width = found["timings"][0], 24
-    print(
-        f"{'us a call, (times fewbit)':{width}}" + "".join(f"{f'batch {n}':>18}" for n in sizes) + "  RMS difference from float32"
-    )
+    heads = "".join(f"{f'batch {n}':>18}" for n in sizes)
+    print(f"{'us a call, (times fewbit)':{width}}{heads}  beside its own reference")
     for t in found["timings"]:
         cells = "".join(f"{f'{t.us[n]:.2f} ({t.us[n] / ours.us[n]:.1f}x)':>18}" for n in sizes)
         print(f"{t.name:{width}}{cells}  {t.error:.2%}" + ("" if t.right else " WRONG"))
-    print(
-        f"{'limit: C++ alone':{width}}"
-        + "".join(f"{found['bare_us'][n]:>11.2f}       " for n in sizes)
-        + f"  {found['instruction_set']}"
-    )
+    bare = "".join(f"{found['bare_us'][n]:>11.2f}       " for n in sizes)
+    print(f"{'C++ alone':{width}}{bare}  {found['instruction_set']}")
     print(f"{'an empty call':{width}}{found['empty_call_us']:>11.3f}")
+    print("C++ alone: fewbit without Python around it, timed apart from the rest: where the two are close, either may be below")
+    print(f"beside its own reference: {CHECK}")
+
+
+def _cost(record: dict[str, Any]) -> str:
+    """What quantization did to the actions, as far as the artifact knows."""
+    measured = record.get("evidence") or record.get("fidelity")
+    if isinstance(measured, dict) and ("action_rmse" in measured or "action_agreement" in measured):
+        return f"recorded when it was quantized: {' '.join(common.fidelity(measured))}"
+    return "what quantization did to the actions: fewbit diff SOURCE ARTIFACT --observations FILE"
