@@ -94,6 +94,63 @@ def test_half_of_the_evidence_gives_an_honest_page(browser, tmp_path, record):
     assert browser.errors == [] and "nan" not in browser.run("document.querySelector('main').innerText.toLowerCase()")
 
 
+@pytest.mark.parametrize(
+    "fidelity, value, said",
+    [
+        (
+            {"action_rmse": 0.0179, "action_p999": 0.052, "action_worst": 0.061, "states": 4000},
+            "1.79%",
+            "at worst 6.10%, on 4,000",
+        ),
+        ({"action_agreement": 0.9962, "states": 500}, "99.62%", "in 99.62% of 500 states"),
+    ],
+)
+def test_without_an_environment_the_action_error_comes_first(browser, tmp_path, fidelity, value, said):
+    page = write(tmp_path, {"recipe": {"source": "a.zip", "weights": "int8"}, "fidelity": fidelity})
+    readable(browser, page)
+    assert figure(browser, "actions") == value and said in browser.run("document.querySelector('.sentence').textContent")
+    assert figure(browser, "size").endswith("KB") or figure(browser, "size").endswith("bytes")
+    assert browser.run("document.querySelectorAll('.tile').length") == 2  # no figure that is not known
+
+
+def test_the_page_measures_the_action_error_on_given_observations(tmp_path):
+    source, states = ROOT / "demo" / "halfcheetah.zip", np.random.default_rng(0).normal(0, 1, (64, 17)).astype(np.float32)
+    np.save(tmp_path / "o.npy", states)
+    made = fewbit.quantize(source, observations=states, scheme=fewbit.Scheme("int4", method="rtn"))
+    made.save(tmp_path / "p.onnx")
+    found = pipeline.compare(source, made, states).actions
+    text = policy(tmp_path / "p.onnx", Options(source, observations=tmp_path / "o.npy"))
+    assert f">{100 * found['action_rmse']:.2f}%<" in text and f"at worst {100 * found['action_worst']:.2f}%" in text
+
+
+def test_every_rung_is_whole_on_a_telephone(browser, tmp_path):
+    browser.open(write(tmp_path, RECORD), 390, False)
+    cells = "[...document.querySelectorAll('#search tbody td, #search tbody th')].map(e => e.getBoundingClientRect())"
+    assert browser.run(f"{cells}.every(r => r.left >= 0 && r.right <= innerWidth && r.width > 0)")
+
+
+def test_rungs_of_one_size_have_places_of_their_own(tmp_path):
+    same = RECORD["search"][0]
+    text = write(tmp_path, RECORD | {"search": [same, same, RECORD["search"][1]]}).read_text()
+    figure_text = text[text.index('id="search"') :]
+    figure_text = figure_text[: figure_text.index("</svg>")]
+    assert figure_text.count(">38<") == 2 and figure_text.count(">55<") == 1
+
+
+def test_an_index_of_actions_has_no_decibels(tmp_path):
+    from test_recorded import GOAL, OBS, network
+
+    path = network(tmp_path / "policy.onnx")
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["act"], ["choice"], axis=1, keepdims=0))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("choice", onnx.TensorProto.INT64, ("n",)))
+    onnx.save(model, path)
+    feeds = {"obs": OBS, "goal": GOAL}
+    made = fewbit.quantize(path, observations=feeds, scheme=fewbit.Scheme("int4", method="rtn"))
+    found = report_layers.layers(sources.load(path).model, made.model, made.record["recipe"], feeds)
+    assert found["worst"] != "choice" and "choice" not in {r["tensor"] for r in found["rows"]}
+
+
 HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1>{{7*7}}"
 
 

@@ -63,9 +63,14 @@ class Comparison:
 
 def comparison(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> Comparison:
     """What the artifact's actions and its tensors are beside the float source's. feeds: observations [n, ...] by input name."""
+    outputs = tuple(v.name or "" for v in artifact.graph.outputs)
+    return Comparison(actions(original, artifact, feeds), outputs, diff(original, artifact, feeds))
+
+
+def actions(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, float]:
+    """fidelity.action_error's record of the artifact beside its source, with "states", how many were compared."""
     want, got = load(original, "onnxruntime")(feeds), quickest(artifact)(feeds)
-    actions = action_error(want, got) | {"states": len(want)}
-    return Comparison(actions, tuple(v.name or "" for v in artifact.graph.outputs), diff(original, artifact, feeds))
+    return action_error(want, got) | {"states": len(want)}
 
 
 def diff(original: ir.Model, artifact: ir.Model, feeds: dict[str, np.ndarray]) -> list[Row]:

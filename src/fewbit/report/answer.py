@@ -13,12 +13,13 @@ def answer(
     record: dict[str, Any], name: str, peers: list[dict[str, Any]], timings: list[tuple[str, float]] | None = None
 ) -> Words:
     """Of an artifact's record; peers: rows of benchmarks/policies.py about the same policy; timings: of `fewbit bench`."""
-    evidence, recipe = record["evidence"], record["recipe"]
-    figures = [_kept(evidence, peers), _size(evidence), _latency(evidence, timings or [])]
+    evidence, recipe, fidelity = record["evidence"], record["recipe"], record["fidelity"]
+    first = _actions(fidelity) if fidelity and "return_quantized" not in evidence else _kept(evidence, peers)
+    figures = [first, _size(evidence), _latency(evidence, timings or [])]
     return {
         "verdict": verdict(evidence),
-        "sentence": _sentence(evidence, recipe),
-        "figures": figures,
+        "sentence": _sentence(evidence, recipe, fidelity),
+        "figures": [f for f in figures if f["key"] != "latency" or f["rows"]],
         "next": _next(evidence, recipe, name),
         "about": _about(record, evidence, recipe),
     }
@@ -32,21 +33,43 @@ def verdict(evidence: Words) -> str:
     return "alike" if found == "undecided" and evidence.get("fidelity_met") else str(found)
 
 
-def _sentence(evidence: Words, recipe: Words) -> str:
+def _sentence(evidence: Words, recipe: Words, fidelity: Words) -> str:
     what = f"With {recipe['weights']} weights" if "weights" in recipe else "Quantized"
     kind, keep = verdict(evidence), percent(evidence.get("keep"), 0)
     if kind == "none" or evidence.get("kept") is None:
+        if kind == "none" and fidelity:
+            return f"{what} {_differ(fidelity)}; what this policy keeps of its return is not known: nobody measured it."
         why = (
             "nobody measured it beside its float original" if kind == "none" else "the float policy is no better than chance here"
         )
         return f"{what}, what this policy keeps of its return is not known: {why}."
     kept = f"{percent(evidence['kept'])} of the float policy's return"
     return {
-        "pass": f"{what} this policy keeps {kept}: at least {keep} is shown.",
+        "pass": f"{what} this policy keeps {kept}, and these episodes show that it is at least {keep}.",
         "fail": f"{what} this policy keeps {kept}: less than the {keep} that was asked for.",
         "undecided": f"{what} this policy seems to keep {kept}, but these episodes do not show {keep}.",
         "alike": f"{what} this policy acts as the float one does; its return, {kept}, is too noisy to show {keep}.",
     }[kind]
+
+
+def _differ(fidelity: Words) -> str:
+    states = f"{fidelity['states']:,.0f} states"
+    if "action_agreement" in fidelity:
+        return f"this policy takes the float policy's action in {percent(fidelity['action_agreement'], 2)} of {states}"
+    error, worst = (percent(fidelity[k], 2) for k in ("action_rmse", "action_worst"))
+    return f"this policy's actions are {error} of their range away from the float policy's, at worst {worst}, on {states}"
+
+
+def _actions(fidelity: Words) -> Words:
+    """The first figure where no return was measured."""
+    states = [("states compared", f"{fidelity['states']:,.0f}")]
+    if "action_agreement" in fidelity:
+        value = percent(fidelity["action_agreement"], 2)
+        return {"key": "actions", "title": "Same action", "value": value, "note": "as the float policy", "rows": states}
+    value, note = percent(fidelity["action_rmse"], 2), "of the actions' range, root mean square"
+    ends = (("99.9% of the states within", "action_p999"), ("the worst", "action_worst"))
+    rows = [(what, percent(fidelity[k], 2)) for what, k in ends]
+    return {"key": "actions", "title": "Action error", "value": value, "note": note, "rows": rows + states}
 
 
 def _kept(evidence: Words, peers: list[Words]) -> Words:

@@ -15,6 +15,7 @@ from fewbit.report.numbers import percent
 
 Words = dict[str, Any]
 BINS, LINES = 96, 40  # at most so many bars; every code's line is drawn where there are no more than so many
+WORTH_A_LOOK = 0.01  # share of an activation at the ends: calibration puts a few there by construction
 
 
 def layers(original: ir.Model, artifact: ir.Model, recipe: Words, feeds: dict[str, np.ndarray]) -> Words:
@@ -22,7 +23,9 @@ def layers(original: ir.Model, artifact: ir.Model, recipe: Words, feeds: dict[st
     tensors = list({t.name: t for t in reversed(diff.compare(original, artifact, feeds))}.values())[
         ::-1
     ]  # codes, not their reading
-    rows = [diff.row(t) for t in tensors]
+    outputs = {v.name for v in artifact.graph.outputs}
+    choices = {t.name for t in tensors if t.name in outputs and t.want.dtype.kind in "iu"}  # of an index decibels mean nothing
+    rows = [diff.row(t) for t in tensors if t.name not in choices]
     worst = min(rows, key=lambda r: r.sqnr_local)
     return {
         "rows": [_row(r) for r in rows],
@@ -75,8 +78,8 @@ def _activation(tensor: diff.Tensor) -> Words | None:
         "name": tensor.name,
         "format": fmt.name,
         "figure": _histogram(floats, tensor.got.reshape(-1), fmt, f"Activations of {tensor.name}", float(scale), zero, True),
-        "saturated": percent(row.saturated, 2) if row.saturated else "",
-        "dead": percent(row.dead) if row.dead else "",
+        "notes": [(row.saturated >= WORTH_A_LOOK, f"{percent(row.saturated, 2)} at the ends of the range")] * (row.saturated > 0)
+        + [(False, f"{percent(row.dead)} of channels never change")] * (row.dead > 0),
     }
 
 
@@ -96,11 +99,10 @@ def _weights(original: ir.Model, artifact: ir.Model, recipe: Words) -> list[Word
         fmt = _format(recipe, floats[name].node.name or "", codes)
         steps = _in_steps(floats[name], dequantize, divided, codes.shape)
         codes = codes.astype(np.int64).reshape(-1)
-        ends = float(((codes == fmt.quant_min) | (codes == fmt.quant_max)).mean())
-        unused = 2**fmt.bits - len(np.unique(codes))
+        outside = 0.0 if steps is None else float(((steps > fmt.quant_max + 0.5) | (steps < fmt.quant_min - 0.5)).mean())
         found.append({
-            "name": name, "format": fmt.name, "count": f"{codes.size:,}", "saturated": percent(ends, 2) if ends else "",
-            "dead": f"{unused} of {2**fmt.bits}" if unused and fmt.bits <= 8 else "",
+            "name": name, "format": fmt.name, "count": f"{codes.size:,}",
+            "notes": [(False, f"{percent(outside, 2)} of the weights beyond the largest code")] * (outside > 0),
             "figure": _histogram(steps, codes, fmt, f"Weights of {name}"),
         })  # fmt: skip
     return found
@@ -140,7 +142,8 @@ def _histogram(
     """Bars: codes, the smallest and the largest marked; line: the float values; both in shares of one bar's width."""
     low, high = fmt.quant_min, fmt.quant_max
     per = max(1, -(-(high - low + 1) // BINS))
-    edges = np.append(np.arange(low, high + 1, per), high + 1) - 0.5
+    bars = -(-(high - low + 1) // per)
+    edges = low - (bars * per - (high - low + 1)) // 2 + per * np.arange(bars + 1) - 0.5  # equally wide, the rest at both ends
     share = np.histogram(codes, edges)[0] / max(1, codes.size) * 100
     with plot.figure(width=4.4, height=2.2) as (made, axes):
         places = (edges - zero) * scale
@@ -150,17 +153,12 @@ def _histogram(
                         color=plot.COLOUR["rule"], linewidth=0.7)  # fmt: skip
         axes.grid(axis="x", visible=False)
         axes.stairs(np.maximum(share, bottom), places, baseline=bottom, fill=True, color=plot.COLOUR["quantized"], alpha=0.45)
-        for k, code in ((0, low), (-1, high)):
-            if k == 0 and zero == low:
-                continue  # a ReLU's zero
+        for code in (int(codes.min()) if codes.min() <= low + 1 else low, high):  # symmetric weights leave one code out
             at_end = float((codes == code).mean()) * 100
-            if at_end:
-                one = (
-                    (places[:2] if k == 0 else places[-2:])
-                    if per == 1
-                    else (np.array([-0.5, 0.5]) * max(per, 1) / 2 + code - zero) * scale
-                )
-                axes.stairs([at_end], one, baseline=bottom, fill=True, color=plot.COLOUR["bad"])
+            if at_end and not code == low == zero:  # a ReLU's zero is no end
+                bar = int(np.searchsorted(edges, code)) - 1
+                one = places[bar : bar + 2]  # drawn above the float line
+                axes.stairs([at_end], one, baseline=bottom, fill=True, color=plot.COLOUR["bad"], zorder=4)
         if floats is not None:
             wide = np.concatenate([edges[0] - per * np.arange(4, 0, -1), edges, edges[-1] + per * np.arange(1, 5)])
             lines = np.histogram(np.clip(floats, wide[0], wide[-1]), wide)[0] / max(1, floats.size) * 100

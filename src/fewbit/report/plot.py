@@ -43,13 +43,6 @@ def figure(rows: int = 1, width: float = WIDTH, height: float = HEIGHT, **given:
         yield made, made.subplots(rows, **given)
 
 
-def moved(made: Any, axes: Any, right: float) -> Any:
-    """The transform of data whose marks stand `right` points beside their place."""
-    from matplotlib.transforms import ScaledTranslation
-
-    return axes.transData + ScaledTranslation(right / 72, 0, made.dpi_scale_trans)
-
-
 def svg(made: Any, label: str) -> Markup:
     """Inline SVG of the width it is given, described by label; call it inside `with figure()`."""
     out = io.StringIO()

@@ -1,7 +1,7 @@
 """A policy's artifact as a page: the sections that its record and what lies at hand can fill, and what the others would need."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit import pipeline, sources
+from fewbit.diff import actions
+from fewbit.engine.description import describe
 from fewbit.engine.load import load, quickest
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
@@ -89,7 +91,7 @@ def policy(artifact: Path, options: Options, progress: Callable[[str, int, int],
     """The page's text."""
     model = read(artifact)
     record = metadata.read(model)
-    bench = _bench(model, known(record), options, progress)
+    bench = _measured(_bench(model, known(record), options, progress), artifact)
     found = {"answer": _answer(bench, artifact.name), "search": _search(bench), "episodes": _episodes(bench),
              "play": _play(bench), "layers": _layers(bench)}  # fmt: skip
     sections = [{"id": k, "title": TITLES[k]} | v for k, v in found.items() if "why" not in v]
@@ -106,6 +108,18 @@ def _bench(model: ir.Model, record: dict[str, Any], options: Options, progress: 
     if why and (options.film or options.sensitivity):
         raise FewbitError(why)
     return Bench(model, record, options, original, env, why, args, progress)
+
+
+def _measured(bench: Bench, artifact: Path) -> Bench:
+    """What can be had at once where the record lacks it: sizes, and how far the actions are off on what is compared on."""
+    sizes = {"size_bytes": artifact.stat().st_size, "packed_bytes": describe(bench.model).packed_bytes}
+    if bench.original is not None:
+        sizes["size_float_bytes"] = len(ir.to_proto(bench.original.model).SerializeToString())
+    record = bench.record | {"evidence": sizes | bench.record["evidence"]}
+    given = bench.options.observations is not None
+    if bench.original is not None and (given or (bench.env and not record["fidelity"])):
+        record["fidelity"] = actions(bench.original.model, bench.model, bench.feeds)
+    return replace(bench, record=record)
 
 
 def _original(model: ir.Model, recipe: dict[str, Any], options: Options) -> sources.Source | None:

@@ -41,11 +41,12 @@ FIGURES: dict[str, Callable[[Any], bool]] = {
 
 
 def known(record: Words) -> Words:
-    """{"evidence", "recipe", "contract", "search"} with what can be relied on; all else as it stands."""
+    """{"evidence", "recipe", "contract", "fidelity", "search"} with what can be relied on; all else as it stands."""
     found = dict(record) | {k: record[k] if isinstance(record.get(k), dict) else {} for k in ("evidence", "recipe", "contract")}
     if _scheme({"weights": "", "method": ""} | found["recipe"]) is None:
         found["recipe"] = {k: v for k, v in found["recipe"].items() if k != "layers"}
     found["evidence"] = _figures(found["evidence"])
+    found["fidelity"] = _fidelity(record.get("fidelity"))
     rungs = record.get("search")
     found["search"] = [r for r in map(_rung, rungs if isinstance(rungs, list) else []) if r]
     return found
@@ -58,6 +59,13 @@ def _figures(given: Any) -> Words:
     if not number(given.get("fidelity_states") if isinstance(given, dict) else None):
         found = {k: v for k, v in found.items() if k not in ("action_rmse", "action_agreement")}
     return found
+
+
+def _fidelity(given: Any) -> Words:
+    """What action_error measured, with its states; {} where it is not whole."""
+    found = {k: v for k, v in given.items() if number(v)} if isinstance(given, dict) else {}
+    whole = "states" in found and ("action_agreement" in found or {"action_rmse", "action_p999", "action_worst"} <= found.keys())
+    return found if whole else {}
 
 
 def _rung(given: Any) -> Words | None:

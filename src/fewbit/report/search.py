@@ -75,7 +75,7 @@ def command(scheme: Words | None, recipe: Words, keep: float | None) -> str | No
 
 
 def _figure(rungs: list[Words], shipped: int | None, keep: float | None) -> Any:
-    """Points that would hide each other are moved aside by their own width, not along the axis: it is said below the figure."""
+    """A place for each rung, in order, with the size of its codes below: rungs of one size do not hide each other."""
     with plot.figure() as (made, axes):
         if keep:
             axes.axhline(100 * keep, color=plot.COLOUR["soft"], linewidth=1, linestyle=(0, (4, 3)))
@@ -83,44 +83,29 @@ def _figure(rungs: list[Words], shipped: int | None, keep: float | None) -> Any:
                 f"asked for: {percent(keep, 0)}", (0, 100 * keep), (4, -4), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="top", color=plot.COLOUR["soft"], fontsize=9,
             )  # fmt: skip
-        drawn = [(k, r.get("reported") or r["chosen_on"]) for k, r in enumerate(rungs)]
-        drawn = [(k, found) for k, found in drawn if found.get("kept") is not None]
-        widest = max(found["packed_bytes"] for _, found in drawn) / 1000 if drawn else 1.0
-        axes.set_xlim(0, 1.3 * widest)
-        aside = _aside([found["packed_bytes"] / 1000 / widest for _, found in drawn])
-        for (k, found), points in zip(drawn, aside, strict=True):
-            _point(made, axes, found, points, k, k == shipped)
-        axes.set_xlabel("codes, KB")
+        for k, rung in enumerate(rungs):
+            found = rung.get("reported") or rung["chosen_on"]
+            if found.get("kept") is not None:
+                _point(axes, found, k, k == shipped)
+        kilobytes = [f"{rung['chosen_on']['packed_bytes'] / 1000:.3g}" for rung in rungs]
+        axes.set_xticks(range(len(rungs)), [f"{k + 1}\n{size}" for k, size in enumerate(kilobytes)], fontsize=8)
+        axes.set_xlim(-0.6, len(rungs) - 0.4)
+        axes.set_xlabel("rung, and KB of its codes")
         axes.set_ylabel("return kept, %")
         axes.margins(y=0.12)
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, -25), min(top, 130))
-        label = f"Return kept against bytes of the {len(rungs)} schemes that were tried; the table below holds the same numbers."
+        label = f"Return kept and bytes of the {len(rungs)} schemes that were tried; the table below holds the same numbers."
         return plot.svg(made, label)
 
 
-def _point(made: Any, axes: Any, found: Words, aside: float, k: int, shipped: bool) -> None:
-    x, y = found["packed_bytes"] / 1000, 100 * found["kept"]
-    colour, where = plot.COLOUR["quantized" if shipped else "soft"], plot.moved(made, axes, aside)
-    low, high = (100 * v for v in found["kept_ci95"])
-    axes.plot([x, x], [low, high], color=colour, linewidth=2.4 if shipped else 1.4, transform=where)
-    axes.update_datalim([(x, low), (x, high)])
+def _point(axes: Any, found: Words, k: int, shipped: bool) -> None:
+    kept, colour = 100 * found["kept"], plot.COLOUR["quantized" if shipped else "soft"]
+    axes.plot([k, k], [100 * v for v in found["kept_ci95"]], color=colour, linewidth=2.4 if shipped else 1.4)
     axes.plot(
-        x, y, "o", markersize=9 if shipped else 6, color=colour, transform=where,
-        markerfacecolor=colour if shipped else plot.COLOUR["card"], markeredgewidth=1.4,
+        k, kept, "o", markersize=9 if shipped else 6, color=colour, markerfacecolor=colour if shipped else plot.COLOUR["card"],
+        markeredgewidth=1.4,
     )  # fmt: skip
-    axes.annotate(
-        f"{k + 1}{' shipped' if shipped else ''}", (x, y), (8 + aside, 0), textcoords="offset points", va="center",
-        color=colour, fontweight="bold" if shipped else "normal",
-    )  # fmt: skip
-
-
-def _aside(places: list[float], points: float = 18.0) -> list[float]:
-    """How many points to the right each is moved, so that no two lie within 6% of the axis of each other."""
-    taken: list[tuple[float, float]] = []
-    for place in places:
-        shift = 0.0
-        while any(abs(place - other) < 0.06 and shift == theirs for other, theirs in taken):
-            shift += points
-        taken.append((place, shift))
-    return [shift for _, shift in taken]
+    if shipped:
+        axes.annotate("shipped", (k, kept), (-9, 0), textcoords="offset points", va="center", ha="right", color=colour,
+                      fontweight="bold")  # fmt: skip
