@@ -6,7 +6,6 @@
 3. The artifact in fewbit's engine and in ONNX Runtime against the reference.
 """
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -46,19 +45,18 @@ def verify_source(original: sources.Source, feeds: Feeds) -> sources.Source:
 
     Returns:
         The source; its checks are {"folded": largest error as a share of the output's magnitude, None where the source cannot be
-        run as it came, "at_16_bits": error as a share of the output's range, "seconds"}.
+        run as it came, "at_16_bits": error as a share of the output's range}.
 
     Raises:
         FewbitError: the folded or the quantized graph is not the source's.
     """
-    start = time.perf_counter()
     rows = sample(original.model, feeds, ROWS)
     want = _by_onnx_runtime(original.model, rows)
     found: dict[str, Any] = {"folded": None}
     if original.run is not None:
         found["folded"] = _check_folded(original, original.run(rows), want)
     found |= _check_wide(original.model, rows)
-    return replace(original, checks=found | {"seconds": round(time.perf_counter() - start, 3)})
+    return replace(original, checks=found)
 
 
 def verify_artifact(model: ir.Model, original: ir.Model, feeds: Feeds, target: str = "any") -> dict[str, Any]:
@@ -69,13 +67,12 @@ def verify_artifact(model: ir.Model, original: ir.Model, feeds: Feeds, target: s
 
     Returns:
         {"rows", "native": "equal" or why the engine does not run it, "onnxruntime": error against the reference as a share of
-        the range (None without a reference), target: what its runtime made of it, "seconds", "fidelity": action_error's
+        the range (None without a reference), target: what its runtime made of it, "fidelity": action_error's
         record of the float source, on "states" calibration states}.
 
     Raises:
         FewbitError: an executor gives something else than the reference, or none of the engine and ONNX Runtime runs it.
     """
-    start = time.perf_counter()
     rows, described = sample(model, feeds, ROWS), describe(model)
     found: dict[str, Any] = {"rows": len(next(iter(rows.values()))), "native": described.reason or "equal"}
     got = _run_here(model, described, rows)
@@ -88,7 +85,6 @@ def verify_artifact(model: ir.Model, original: ir.Model, feeds: Feeds, target: s
         found["onnxruntime"] = None
     if target != "any":
         found[target] = _by_target(model, rows, target)
-    found["seconds"] = round(time.perf_counter() - start, 3)
     return found | {"fidelity": fidelity(model, original, feeds)}
 
 

@@ -181,9 +181,7 @@ class _Flattener(Registers):
             fits = all(k == np.float32 for k in kinds) and (made == np.float32 or step.op == "ArgMax")
         if not fits:
             what = f"{step.op} of {', '.join(str(k) for k in kinds)}" + (f" to {made}" if step.op == "Cast" else "")
-            raise Unsupported(
-                f"value {step.out}: {what} is not run by the native engine; use executor='reference' or 'onnxruntime'"
-            )
+            raise Unsupported(f"value {step.out}: {what} is not run by the engine")
 
     def _move(self, step: Float) -> Register:
         """What moves values does to their numbers what it would do to them."""

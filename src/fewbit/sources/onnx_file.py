@@ -25,8 +25,9 @@ def load(path: Path, state: Declared | None = None) -> Source:
     if records:
         contract["recurrent_state"] = [s["input"] for s in records]
     parts = [path, *read.data_files(path)]
-    run = original.of_onnx(read.whole(path))
-    return Source(model, path.name, digest(*(p.read_bytes() for p in parts)), contract, tuple(records), run)
+    proto = read.whole(path)
+    sha, half = digest(*(p.read_bytes() for p in parts)), original.computes_in_half(proto)
+    return Source(model, path.name, sha, contract, tuple(records), original.of_onnx(proto), half)
 
 
 def _shapes(values: Any) -> dict[str, list[int | str]]:

@@ -42,17 +42,25 @@ def of_onnx(proto: onnx.ModelProto) -> Run:
     return run
 
 
-def of_module(module: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Run:
-    """A torch.nn.Module that is called with the inputs in this order."""
+def of_module(module: Any, examples: dict[str, Any], outputs: Sequence[str]) -> Run:
+    """A torch.nn.Module that is called with tensors like the examples, in their order."""
     import torch
 
     def run(feeds: Arrays) -> Arrays:
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[name])).to(like.dtype) for name, like in examples.items()]
         with torch.no_grad():
-            made = module(*(torch.from_numpy(np.ascontiguousarray(feeds[k])) for k in inputs))
+            made = module(*given)
         made = made if isinstance(made, tuple | list) else (made,)
         return {k: v.cpu().numpy() for k, v in zip(outputs, made, strict=True)}
 
     return run
+
+
+def computes_in_half(proto: onnx.ModelProto) -> bool:
+    """Are weights or what is computed of 16-bit floats?"""
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
+    return any(t.data_type in half for t in proto.graph.initializer) or any(v.type.tensor_type.elem_type in half for v in values)
 
 
 def _caller(proto: onnx.ModelProto, names: list[str]) -> Callable[[Arrays], list[np.ndarray]]:

@@ -114,7 +114,7 @@ def capture(
         torch.distributions.Distribution.set_default_validate_args(validate)
     contract = _contract(policy, parts, normalizer) | {"recurrent_state": [s.name for s in states] or None}
     contract |= {} if masks is None else {MASKS: f"input {MASKS} [{masks}]: 1 where a choice is allowed, 0 where it is not"}
-    run = original.of_module(step, list(examples), [*outputs, *(s.output for s in states)])
+    run = original.of_module(step, examples, [*outputs, *(s.output for s in states)])
     return Source(model, name, fingerprint, contract, tuple(s.record for s in states), run)
 
 

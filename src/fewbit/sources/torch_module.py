@@ -53,7 +53,7 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: D
     if held:
         contract["recurrent_state"] = [name for name, _, _ in held]
     weights = b"".join(t.detach().cpu().numpy().tobytes() for t in module.state_dict().values())
-    run = original.of_module(module, list(examples), outputs)
+    run = original.of_module(module, examples, outputs)
     return Source(model, type(module).__name__, digest(weights), contract, records, run)
 
 
