@@ -29,6 +29,7 @@ UNARY = {
     "LeakyRelu": 0.01,
 }  # with the alpha that ONNX defaults to
 MOVING = MOVES | {"Expand", "Gather"}
+BY_ROW = {*BINARY, *UNARY, "Clip", "Cast", "Gemm", "MatMul", "Reshape", "Flatten", "Identity"}  # a row's own whatever is below it
 
 
 def flatten(program: Program, block: int, patches: bool = True) -> Flat:
@@ -45,6 +46,9 @@ class _Flattener(Registers):
     def flat(self) -> Flat:
         for name, shape in self.program.inputs.items():
             self.made[name] = self._new(shape, self.program.input_dtypes[name])
+        for name in self.program.outputs:
+            if self.in_rows(name):
+                raise Unsupported(f"output {name}: its first dimension is not the batch")
         outputs = [self._need(name) for name in self.program.outputs]
         return Flat(self.registers, [self.made[name] for name in self.program.inputs], outputs, self.calls)
 
@@ -139,6 +143,8 @@ class _Flattener(Registers):
 
     def _float(self, step: Float) -> Register:
         op, names = step.op, [i for i in step.inputs if i is not None]
+        if op not in BY_ROW and any(isinstance(i, str) and self.in_rows(i) for i in [*names, step.out]):
+            raise Unsupported(f"value {step.out}: {op} of what has its rows below each other is not run by the engine")
         if op == "Identity":
             return self._need(names[0])
         if op in MOVING:
@@ -164,8 +170,8 @@ class _Flattener(Registers):
             "Gemm": self._gemm,
             "MatMul": self._gemm,
             "Conv": self._conv,
-            "ArgMax": lambda s: self._reduce("argmax", s, (s.attributes.get("axis", 0),)),
-            "ReduceMean": lambda s: self._reduce("mean", s, tuple(int(i) for i in s.inputs[1])),
+            "ArgMax": self._argmax,
+            "ReduceMean": self._mean,
         }
         if op not in special:
             raise Unsupported(f"value {step.out}: operator {op} is not run by the engine")
@@ -185,8 +191,10 @@ class _Flattener(Registers):
 
     def _move(self, step: Float) -> Register:
         """What moves values does to their numbers what it would do to them."""
+        if any(isinstance(i, str) and i in self.live for i in step.inputs[1:]):
+            raise Unsupported(f"value {step.out}: {step.op} by what is computed from the observation is not run by the engine")
         x = self._need(step.inputs[0])
-        numbers = np.arange(x.layout.elements).reshape(1, *x.shape)
+        numbers = np.arange(x.layout.elements).reshape(self.one[step.inputs[0]].shape)
         rest = [self.one[i] if isinstance(i, str) else i for i in step.inputs[1:]]
         moved = OPS[step.op](step.attributes, numbers, *rest).reshape(-1)
         shape = self._shape(step.out)
@@ -243,8 +251,14 @@ class _Flattener(Registers):
 
     def _gemm(self, step: Float) -> Register:
         x, w, *b = step.inputs
-        if not isinstance(w, np.ndarray) or (b and not isinstance(b[0], np.ndarray)):
-            raise Unsupported(f"value {step.out}: a Gemm of two computed values is not run by the engine")
+        b = [i for i in b if i is not None]
+        a = step.attributes
+        if not isinstance(x, str) or not isinstance(w, np.ndarray) or (b and not isinstance(b[0], np.ndarray)):
+            raise Unsupported(f"value {step.out}: a {step.op} of two computed values is not run by the engine")
+        if w.ndim != 2 or a.get("transA") or a.get("alpha", 1.0) != 1 or a.get("beta", 1.0) != 1:
+            raise Unsupported(f"value {step.out}: a {step.op} that is no plain dense layer is not run by the engine")
+        if b and b[0].size not in (1, b[0].shape[-1]):
+            raise Unsupported(f"value {step.out}: a constant that differs along the batch is not run by the engine")
         w = w if step.attributes.get("transB") else w.T
         shape = self._shape(step.out)
         bias = np.broadcast_to(b[0].reshape(-1) if b else np.float32(0), shape[-1:])
@@ -282,6 +296,17 @@ class _Flattener(Registers):
             source = r.layout.places()[np.maximum(flat[some], 0)]
             self._step("copy", (r.id, out.id), 0, runs(to[some], source))
         return out
+
+    def _argmax(self, step: Float) -> Register:
+        if step.attributes.get("select_last_index"):
+            raise Unsupported(f"value {step.out}: an ArgMax that takes the last of several is not run by the engine")
+        return self._reduce("argmax", step, (step.attributes.get("axis", 0),))
+
+    def _mean(self, step: Float) -> Register:
+        axes = step.inputs[1] if len(step.inputs) > 1 else None
+        if not isinstance(axes, np.ndarray) or not axes.size:
+            raise Unsupported(f"value {step.out}: a ReduceMean over all axes, or over computed ones, is not run by the engine")
+        return self._reduce("mean", step, tuple(int(i) for i in axes))
 
     def _reduce(self, operation: str, step: Float, axes: tuple[int, ...]) -> Register:
         """ArgMax or mean over the axes, which are moved last."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.errors import FewbitError
+from fewbit.errors import Unsupported
 from fewbit.graph import patches
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
@@ -48,7 +48,7 @@ _CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: n
 
 def _cast(a: dict, x: np.ndarray) -> np.ndarray:
     if a["to"] not in _CAST:
-        raise FewbitError(f"a Cast to ONNX's type {a['to']} is not run by fewbit's engines; use executor='onnxruntime'")
+        raise Unsupported(f"a Cast to ONNX's type {a['to']} is not run by fewbit's engine")
     with np.errstate(invalid="ignore"):  # of NaN to an integer, which ONNX leaves open
         return x.astype(_CAST[a["to"]])
 

@@ -2,13 +2,16 @@
 
 import os
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fewbit.engine import reference
 from fewbit.engine.flat import TYPES, Flat
 from fewbit.engine.flatten import flatten
 from fewbit.engine.program import Program
+from fewbit.engine.registers import reached
 from fewbit.errors import FewbitError, Unsupported
 
 MAGIC = 0x3130544942574546  # "FEWBIT01"
@@ -23,8 +26,35 @@ OPERATIONS = ["copy", "quantize", "linear", "linear_floats", "table", "lookup", 
 
 
 def load(program: Program, instruction_set: str | None = None):
-    """The native engine of a program. instruction_set: a name from fewbit._native.available(); FEWBIT_ISA, or the best."""
-    return from_flat(program, flatten(program, BLOCK), instruction_set)
+    """The native engine of a program. instruction_set: a name from fewbit._native.available(); FEWBIT_ISA, or the best.
+
+    Outputs that no input reaches (a policy's log_std) are no rows of a batch: they are computed here, once.
+    """
+    varying = reached(program)
+    outputs = tuple(o for o in program.outputs if o in varying)
+    if program.outputs[:1] != outputs[:1]:
+        raise FewbitError(f"output {program.outputs[0]} is a constant; this is no policy")
+    engine = from_flat(program, flatten(replace(program, outputs=outputs), BLOCK), instruction_set)
+    if outputs == program.outputs:
+        return engine
+    zeros = {k: np.zeros((1, *s), program.input_dtypes[k]) for k, s in program.inputs.items()}
+    made = reference.run(program, zeros)
+    return _WithConstants(engine, [None if o in varying else made[o] for o in program.outputs])
+
+
+class _WithConstants:
+    """An engine and, among its outputs, constants; None stands where the engine's own outputs go."""
+
+    def __init__(self, engine: Any, outputs: list[np.ndarray | None]):
+        self.engine, self.outputs = engine, outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def __call__(self, *args: Any, **options: Any) -> tuple[np.ndarray, ...]:
+        made = self.engine(*args, **options)
+        computed = iter(made if isinstance(made, tuple) else (made,))
+        return tuple(next(computed) if o is None else o for o in self.outputs)
 
 
 def from_flat(program: Program, flat: Flat, instruction_set: str | None = None):

@@ -20,10 +20,7 @@ class Registers:
         self.program, self.block = program, block
         self.one, self.two = (_probe(program, n) for n in (1, 2))
         self.makers = {s.out: s for s in program.steps}
-        self.batched = set(program.inputs)
-        for s in program.steps:
-            if any(i in self.batched for i in _inputs(s)):
-                self.batched.add(s.out)
+        self.batched, self.live = reached(program), reached(program, by_shape=False)
         self.registers: list[Register] = []
         self.calls: list[Call] = []
         self.making = [""]
@@ -47,10 +44,15 @@ class Registers:
         self.calls.append(Call(operation, registers, arguments, self.making[-1]))
 
     def _shape(self, name: str) -> tuple[int, ...]:
+        """Behind the batch; where a Reshape laid an observation's rows below each other, with their number in front."""
         one, two = self.one[name].shape, self.two[name].shape
-        if name in self.batched and (not one or (one[0], two[0]) != (1, 2) or one[1:] != two[1:]):
+        if name in self.batched and (not one or 2 * one[0] != two[0] or one[1:] != two[1:]):
             raise Unsupported(f"value {name}: its first dimension is not the batch")
-        return one[1:] if name in self.batched else one
+        return one if name not in self.batched or self.in_rows(name) else one[1:]
+
+    def in_rows(self, name: str) -> bool:
+        """Has it several rows an observation, one below the other?"""
+        return name in self.batched and len(self.one[name].shape) > 0 and self.one[name].shape[0] > 1
 
     def _need(self, name: str) -> Register:
         if name not in self.made:
@@ -103,6 +105,16 @@ def _probe(program: Program, rows: int) -> dict[str, np.ndarray]:
         return reference.run(program, zeros)
     except (IndexError, ValueError, MemoryError) as e:
         raise FewbitError(f"the graph cannot be run ({first_line(e)}); export it again") from None
+
+
+def reached(program: Program, by_shape: bool = True) -> set[str]:
+    """The registers that depend on an input; by_shape: on its shape too, on its numbers alone otherwise."""
+    found = set(program.inputs)
+    for s in program.steps:
+        only_shape = isinstance(s, Float) and s.op == "Shape" and not by_shape
+        if not only_shape and any(i in found for i in _inputs(s)):
+            found.add(s.out)
+    return found
 
 
 def _inputs(step) -> list[str]:
