@@ -278,11 +278,16 @@ def _attributes(node: ir.Node, out: str | None) -> dict[str, Any]:
     return found
 
 
+def _number(value: ir.Value | None) -> np.ndarray | None:
+    """A constant of one element without the axes that it was written with."""
+    held = const(value)
+    return None if held is None else np.asarray(held, np.float64).reshape(())
+
+
 def evaluate(function: Chain, end: ir.Value, x: np.ndarray) -> np.ndarray:
     """The function of one value, in float64."""
     values: dict[ir.Value, np.ndarray] = {function.root: np.asarray(x, np.float64)}
     for node in function.nodes:
-        args = [None if i is None else values[i] if i in values else const(i) for i in node.inputs]
-        args = [a if a is None else np.asarray(a, np.float64) for a in args]
+        args = [values[i] if i in values else _number(i) for i in node.inputs]
         values[node.outputs[0]] = OPS[node.op_type]({k: a.value for k, a in node.attributes.items()}, *args)
     return values[end]

@@ -48,25 +48,23 @@ class Chain:
 def chain(end: ir.Value, is_root: Callable[[ir.Value], bool]) -> Chain | None:
     """The function that ends at a value and starts at one that is_root accepts; None if it is not of one value."""
     roots: list[ir.Value] = []
-    nodes: list[ir.Node] = []
-
-    def visit(value: ir.Value) -> bool:
+    nodes: dict[ir.Node, None] = {}  # in order
+    waiting = [(end, False)]
+    while waiting:
+        value, ready = waiting.pop()
         if is_root(value):
-            if value not in roots:
-                roots.append(value)
-            return True
-        producer = value.producer()
-        if producer is None or producer.op_type not in ELEMENTWISE:
-            return False
-        if producer in nodes:
-            return True
-        for i in producer.inputs:
-            constant = const(i)
-            if i is None or (constant is not None and constant.size == 1):
-                continue
-            if constant is not None or not visit(i):
-                return False
-        nodes.append(producer)
-        return True
-
-    return Chain(roots[0], tuple(nodes)) if visit(end) and len(roots) == 1 else None
+            roots += [] if value in roots else [value]
+            continue
+        node = value.producer()
+        if node is None or node.op_type not in ELEMENTWISE or node.domain not in ("", "ai.onnx"):
+            return None
+        if ready:
+            nodes[node] = None
+        if node in nodes:
+            continue
+        constants = [const(i) for i in node.inputs]
+        if any(c is not None and c.size != 1 for c in constants):
+            return None
+        live = [i for i, c in zip(node.inputs, constants, strict=True) if i is not None and c is None]
+        waiting += [(value, True), *((i, False) for i in reversed(live))]
+    return Chain(roots[0], tuple(nodes)) if len(roots) == 1 else None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.graph import wide
-from fewbit.graph.edit import add_constant, const
+from fewbit.graph.edit import add_constant, const, new_node
 from fewbit.graph.layers import Layer, take_apart
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import scaling
@@ -108,8 +108,7 @@ def _divide_entry(graph: ir.Graph, value: ir.Value, scale: np.ndarray, users: li
         _divide_entry(graph, other, scale, [node])
         return
     factor = add_constant(graph, f"{value.name}.column_scale", (1 / scale).astype(np.float32))
-    mul = ir.node("Mul", [value, factor], name=f"{value.name}.equalize")
-    mul.outputs[0].name = f"{value.name}.equalized"
+    mul = new_node(graph, "Mul", [value, factor], f"{value.name}.equalize", out=f"{value.name}.equalized")
     if node is None:
         graph.insert_before(graph[0], mul)
     else:

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, new_node, remove_unused
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -22,8 +22,8 @@ def write(model: ir.Model, name: str) -> ir.Model:
         if not np.isfinite(narrow.astype(np.float32)).all():
             raise FewbitError(f"weight {value.name}: {np.abs(weight).max():g} does not fit {name}; take bfloat16")
         stored = add_constant(model.graph, f"{value.name}.{name}", narrow)
-        cast = ir.node("Cast", [stored], attributes={"to": onnx.TensorProto.FLOAT}, name=f"{value.name}.cast")
-        cast.outputs[0].name = f"{value.name}.float"
+        to = {"to": onnx.TensorProto.FLOAT}
+        cast = new_node(model.graph, "Cast", [stored], f"{value.name}.cast", to, out=f"{value.name}.float")
         model.graph.insert_before(gemm, cast)
         gemm.replace_input_with(1, cast.outputs[0])
     remove_unused(model.graph)

@@ -13,6 +13,7 @@ from fewbit.graph import metadata
 from fewbit.graph.edit import const
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.fold_recurrent import GATES, refuse
+from fewbit.graph.infer import is_float
 
 LAYERS = {"Gemm", "Conv"}
 CHOICES = {"ArgMax", "ArgMin"}  # what they give are numbers of elements, to which nothing is done in codes
@@ -53,6 +54,21 @@ def origin(value: ir.Value) -> ir.Value:
     while (producer := value.producer()) is not None and producer.op_type in MOVES and producer.inputs[0] is not None:
         value = producer.inputs[0]
     return value
+
+
+def readers(value: ir.Value) -> list[tuple[ir.Node | None, ir.Value]]:
+    """(node, what it reads) of all that read the value, moved about or not; (None, it) where the graph gives it back."""
+    found: list[tuple[ir.Node | None, ir.Value]] = []
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        found += [(None, one)] if one.is_graph_output() else []
+        for node, index in one.uses():
+            if node.op_type in MOVES and index == 0:
+                waiting += node.outputs
+            else:
+                found.append((node, one))
+    return found
 
 
 def take_apart(model: ir.Model) -> Shape:
@@ -102,6 +118,8 @@ def _layer(node: ir.Node, shape: Shape, computed: set[ir.Value]) -> Layer:
 
 
 def _is_join(node: ir.Node, shape: Shape) -> bool:
+    if not is_float(node.outputs[0]):
+        return False  # indices and sizes stay what they are
     if node.op_type == "Concat":
         return True
     live = [i for i in node.inputs if i is not None and const(i) is None]

@@ -7,22 +7,19 @@ point 0 and the ReLU is its saturation (S4); every other function of one value g
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import solvers
-from fewbit.errors import FewbitError
 from fewbit.graph import wide
-from fewbit.graph.edit import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, fresh, new_node, remove_unused
 from fewbit.graph.elementwise import Chain, chain
-from fewbit.graph.layers import LAYERS, MOVES, Layer, origin, take_apart
+from fewbit.graph.layers import LAYERS, MOVES, Layer, origin, readers, take_apart
 from fewbit.graph.patches import Window, window
+from fewbit.graph.weights import reads_bytes, write_weight
 from fewbit.graph.wide import SQUASHING
-from fewbit.numerics import affine, semantics
+from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.numerics.ranges import Estimator
-from fewbit.solvers import clip, pairs, rtn
 from fewbit.solvers.statistics import Statistics
 
 SATURATING = ("onnxruntime", "openvino")  # whose int8 kernels add two products in 16 bits on x86 without VNNI
@@ -68,9 +65,8 @@ def _insert(
     stem = f"{value.name}.narrow" if beside else value.name
     s = add_constant(graph, f"{stem}.scale", np.asarray(scale, np.float32))
     z = add_constant(graph, f"{stem}.zero_point", np.asarray(zero, fmt.dtype))
-    q = ir.node("QuantizeLinear", [value, s, z], name=f"{stem}.quantize")
-    d = ir.node("DequantizeLinear", [q.outputs[0], s, z], name=f"{stem}.dequantize")
-    q.outputs[0].name, d.outputs[0].name = f"{stem}.codes", f"{stem}.dequantized"
+    q = new_node(graph, "QuantizeLinear", [value, s, z], f"{stem}.quantize", out=f"{stem}.codes")
+    d = new_node(graph, "DequantizeLinear", [q.outputs[0], s, z], f"{stem}.dequantize", out=f"{stem}.dequantized")
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], [q, d])
@@ -84,11 +80,12 @@ def _insert(
 
 
 def _hand_over(graph: ir.Graph, value: ir.Value, reading: ir.Value) -> None:
-    """Where value is an output of the graph, its dequantized reading is, under its name."""
+    """Where value is an output of the graph, its dequantized reading is, under its name. An input is given back as it came."""
     for k, out in enumerate(graph.outputs):
-        if out is value:
-            value.name, reading.name = f"{value.name}.float", value.name
-            reading.shape, reading.dtype = value.shape, value.dtype or ir.DataType.FLOAT
+        if out is value and not value.is_graph_input():
+            name = value.name
+            value.name = fresh(graph, f"{name}.float")
+            reading.name, reading.shape, reading.dtype = name, value.shape, value.dtype or ir.DataType.FLOAT
             graph.outputs[k] = reading
 
 
@@ -113,9 +110,10 @@ def write(
     formats, seen = dict(scheme.layers), statistics or {}
     for layer, scale in zip(shape.layers, read_scales, strict=True):
         fmt = INTEGERS[formats.get(layer.node.name or "", scheme.weights)]
-        if scheme.target != "any" and not _reads_bytes(layer.node):
+        if scheme.target != "any" and not reads_bytes(layer.node):
             fmt = INTEGERS["int16"]  # a layer that other runtimes run in float: as good as its own weights
-        _quantize_weight(graph, layer.node, scale, fmt, scheme, seen.get(names[id(layer)]))
+        limited = scheme.target in SATURATING and fmt.bits <= 8 and reads_bytes(layer.node)
+        write_weight(graph, layer.node, scale, fmt, scheme.method, limited, seen.get(names[id(layer)]))
     remove_unused(graph)
     return model
 
@@ -126,7 +124,7 @@ def _exit_function(graph: ir.Graph, done: dict) -> tuple[ir.Value, Chain] | None
         if node.op_type in SQUASHING and node.outputs[0] not in done:
             end = node.outputs[0]
             function = chain(end, _is_layer)
-            if function is not None and not any(_reaches_layer(u) for u, _ in end.uses()):
+            if function is not None and not _reaches_layer(end):
                 return end, function
     return None
 
@@ -136,20 +134,39 @@ def _is_layer(value: ir.Value) -> bool:
     return producer is not None and producer.op_type in LAYERS
 
 
-def _reaches_layer(node: ir.Node) -> bool:
-    return node.op_type in LAYERS or any(_reaches_layer(u) for o in node.outputs for u, _ in o.uses())
+def _reaches_layer(value: ir.Value) -> bool:
+    waiting, seen = [value], {value}
+    while waiting:
+        users = [node for node, _ in waiting.pop().uses()]
+        if any(node.op_type in LAYERS for node in users):
+            return True
+        new = [o for node in users for o in node.outputs if o not in seen]
+        seen.update(new)
+        waiting += new
+    return False
 
 
 def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator], done: dict) -> None:
-    """16 bits before a function of one value: 2^-12 before a squashing (S6), the calibrated range otherwise."""
-    if function.root in done:
+    """16 bits before a function of one value: 2^-12 where its readers are flat beyond 8 (S6), the calibrated range otherwise."""
+    root = origin(function.root)
+    if root in done:
         return
-    fmt, first = INTEGERS["int16"], function.nodes[0].op_type
-    high = ranges[function.root.name or ""].range(fmt, True)[1]
-    plain = all(n.op_type in SQUASHING | {"Clip"} for n in function.nodes) or first == "Clip"
-    scale = np.float32(2.0**-12) if plain else affine.power_of_two_scale(1.25 * high, fmt)
-    done[function.root] = scale
-    _insert(graph, function.root, scale, 0, fmt, list(function.root.uses()))
+    fmt = INTEGERS["int16"]
+    high = ranges[root.name or ""].range(fmt, True)[1]
+    flat = all(_flat_beyond_8(node, value) or (node is None and value is root) for node, value in readers(root))
+    scale = np.float32(2.0**-12) if flat else affine.power_of_two_scale(1.25 * high, fmt)
+    done[root] = scale
+    _insert(
+        graph, root, scale, 0, fmt, list(root.uses()), flat and root.is_graph_output()
+    )  # the graph gives back what is not squashed yet
+
+
+def _flat_beyond_8(node: ir.Node | None, x: ir.Value) -> bool:
+    """Does the node make the same of everything above 8, and of everything below -8: a squashing, or a clip to less?"""
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type in SQUASHING
+    limits = [const(i) for i in [*node.inputs[1:3], None, None][:2]]
+    return node.inputs[0] is x and all(c is not None and c.size == 1 and abs(float(c.reshape(()))) < 8 for c in limits)
 
 
 def _quantize_input(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], scheme: Scheme, done: dict) -> np.float32:
@@ -182,9 +199,9 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
         if scheme.activations.startswith("uint"):
             high = estimator.range(INTEGERS[scheme.activations], False)[1]
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
-            beside = function.root in done
-            reading = _insert(graph, function.root, scale, 0, INTEGERS[scheme.activations], users, beside)
-            _hand_over(graph, relu.outputs[0], reading)
+            reading = _saturated(graph, function.root, relu, scale, INTEGERS[scheme.activations], users, done)
+            if relu.outputs[0] not in done:
+                _hand_over(graph, relu.outputs[0], reading)
             if not relu.outputs[0].uses():
                 graph.remove(relu, safe=True)
             return scale
@@ -198,6 +215,26 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
         scale, zero = np.float32(found[0]), int(found[1])
     _insert(graph, source, scale, zero, signed, users, source in done)
     return scale
+
+
+def _saturated(
+    graph: ir.Graph,
+    root: ir.Value,
+    relu: ir.Node,
+    scale: np.float32,
+    fmt: IntFormat,
+    users: list[tuple[ir.Node, int]],
+    done: dict,
+) -> ir.Value:
+    """The reading of root's codes, none of them below zero (S4), given to users; quantized before it is moved where that does."""
+    made = origin(root)
+    if made is not root and made not in done and [node for node, _ in readers(made)] == [relu]:
+        _insert(graph, made, scale, 0, fmt, list(made.uses()))
+        for node, index in users:
+            node.replace_input_with(index, root)
+        return root
+    beside = root in done or root.is_graph_output()  # which gives what stands before the ReLU
+    return _insert(graph, root, scale, 0, fmt, users, beside)
 
 
 def _pixels(source: ir.Value) -> tuple[ir.Value, np.float32] | None:
@@ -217,68 +254,7 @@ def _read_pixels(graph: ir.Graph, image: ir.Value, scale: np.float32, users: lis
     """An 8-bit image is codes already: nothing is cast, divided and rounded, its steps are read."""
     s = add_constant(graph, f"{image.name}.scale", np.asarray(scale, np.float32))
     z = add_constant(graph, f"{image.name}.zero_point", np.asarray(0, np.uint8))
-    d = ir.node("DequantizeLinear", [image, s, z], name=f"{image.name}.dequantize")
-    d.outputs[0].name = f"{image.name}.dequantized"
+    d = new_node(graph, "DequantizeLinear", [image, s, z], f"{image.name}.dequantize", out=f"{image.name}.dequantized")
     graph.insert_before(graph[0], d)
     for node, index in users:
         node.replace_input_with(index, d.outputs[0])
-
-
-def _quantize_weight(
-    graph: ir.Graph, gemm: ir.Node, scale_input: np.float32, fmt: IntFormat, scheme: Scheme, statistics: Statistics | None
-) -> None:
-    weight, bias = const(gemm.inputs[1]), const(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
-    if weight is not None and len(gemm.inputs) < 3:
-        bias = np.zeros(len(weight), np.float32)
-        gemm.resize_inputs(3)
-    if weight is None or bias is None:
-        raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")
-    stem = (gemm.inputs[1].name or gemm.name) if gemm.inputs[1] is not None else gemm.name
-    affine.check_finite(weight, f"weight {stem}")
-    limited = scheme.target in SATURATING and fmt.bits <= 8 and _reads_bytes(gemm)
-    found, scale = _solved(weight, bias, scale_input, fmt, scheme.method, limited, statistics)
-    if solvers.method(scheme.method).bias and statistics is not None:
-        lost = (weight - found * scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))).reshape(len(weight), -1)
-        bias = (bias + lost @ statistics.mean).astype(np.float32)
-    codes = semantics.bias_codes(bias, scale_input, scale)
-    stored = found.astype(ml_dtypes.int4) if fmt.bits <= 4 else found  # ONNX packs two INT4 in a byte
-    for index, array, s in ((1, stored, scale), (2, codes, (scale_input * scale).astype(np.float32))):
-        kind = "weight" if index == 1 else "bias"
-        d = ir.node(
-            "DequantizeLinear",
-            [add_constant(graph, f"{stem}.{kind}_codes", array), add_constant(graph, f"{stem}.{kind}_scale", s)],
-            attributes={"axis": 0},
-            name=f"{stem}.{kind}_dequantize",
-        )
-        d.outputs[0].name = f"{stem}.{kind}_dequantized"
-        graph.insert_before(gemm, d)
-        gemm.replace_input_with(index, d.outputs[0])
-
-
-def _solved(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    scale_input: np.float32,
-    fmt: IntFormat,
-    method: str,
-    limited: bool,
-    statistics: Statistics | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(codes of weight's shape, float32 scale [out]). limited: solvers/pairs."""
-    chosen, rows = solvers.method(method), weight.reshape(len(weight), -1)
-    clipped = chosen.clip and statistics is not None
-    scale = clip.channel_scale(rows, fmt, statistics) if clipped and statistics else rtn.channel_scale(rows, fmt)
-    scale = semantics.raised_scale(bias, scale_input, scale)
-
-    def solve(w: np.ndarray, s: np.ndarray) -> np.ndarray:
-        return solvers.solve(chosen.solver, w, s, fmt, statistics)
-
-    codes = solve(rows, scale).reshape(weight.shape)
-    return pairs.within(codes, scale, weight, solve) if limited else (codes, scale)
-
-
-def _reads_bytes(gemm: ir.Node) -> bool:
-    """Are the codes of its input 8 bits?"""
-    made = origin(gemm.inputs[0]).producer() if gemm.inputs[0] is not None else None
-    zero = const(made.inputs[2]) if made is not None and made.op_type == "DequantizeLinear" else None
-    return zero is not None and zero.dtype.itemsize == 1

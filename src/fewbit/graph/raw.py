@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant
+from fewbit.graph.edit import add_constant, fresh, new_node
 
 TYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -23,15 +23,14 @@ def take_integers(model: ir.Model, dtype: str, factor: np.ndarray, offset: np.nd
     if given.dtype != ir.DataType.FLOAT:
         raise FewbitError(f"--raw: input {given.name} takes integers already")
     users, name = list(given.uses()), given.name or "observation"
+    given.name = fresh(graph, f"{name}.replaced")
     value = ir.Value(name=name, shape=given.shape, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
-    given.name = f"{name}.replaced"
-    steps = [ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}.float")]
+    steps = [new_node(graph, "Cast", [value], f"{name}.float", {"to": ir.DataType.FLOAT})]
     for op, array in (("Mul", factor), ("Add", offset)):
         if array is not None:
             constant = add_constant(graph, f"{name}.{op.lower()}", _fitting(array, shape, op))
-            steps.append(ir.node(op, [steps[-1].outputs[0], constant], name=f"{name}.{op}"))
+            steps.append(new_node(graph, op, [steps[-1].outputs[0], constant], f"{name}.{op}"))
     for node in steps:
-        node.outputs[0].name = f"{node.name}.out"
         node.outputs[0].shape, node.outputs[0].dtype = given.shape, ir.DataType.FLOAT
     graph.inputs[0] = value
     graph.insert_before(graph[0], steps)

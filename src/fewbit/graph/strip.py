@@ -7,7 +7,7 @@ codes alone, for runtimes that know no others.
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.graph.edit import add_constant, const, remove_unused
+from fewbit.graph.edit import add_constant, const, new_node, remove_unused, replace_value
 
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze", "Concat"}
 
@@ -23,10 +23,11 @@ def strip(model: ir.Model, above: int = 0) -> ir.Model:
         codes = node.inputs[0]
         assert codes is not None
         if _bits(node) > above:
-            _replace(graph, node, _of_pixels(graph, node) if codes.producer() is None else _before(graph, codes.producer()))
+            maker = codes.producer()
+            replace_value(graph, node.outputs[0], _of_pixels(graph, node) if maker is None else _before(graph, maker))
     for node in [n for n in graph if n.op_type == "DequantizeLinear" and const(n.inputs[0]) is not None]:
         if not any(reads_codes(user) for user, _ in node.outputs[0].uses()):
-            _replace(graph, node, add_constant(graph, f"{node.outputs[0].name}.float", floats(node)))
+            replace_value(graph, node.outputs[0], add_constant(graph, f"{node.outputs[0].name}.float", floats(node)))
     remove_unused(graph)
     return model
 
@@ -59,38 +60,20 @@ def _bits(dequantize: ir.Node) -> int:
     return 8 if zero is None else 8 * zero.dtype.itemsize
 
 
-def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Give every use of the node's output to value; a graph output keeps its name."""
-    for user, index in list(node.outputs[0].uses()):
-        user.replace_input_with(index, value)
-    for k, out in enumerate(graph.outputs):
-        if out is node.outputs[0]:
-            if value.is_graph_input() or value.is_graph_output():  # which has a name of its own to keep
-                same = ir.node("Identity", [value], name=f"{out.name}.same")
-                graph.insert_before(node, same)
-                value = same.outputs[0]
-            value.name, out.name = out.name, f"{out.name}.codes_read"
-            value.shape, value.dtype = out.shape, out.dtype or ir.DataType.FLOAT
-            graph.outputs[k] = value
-
-
-def _before(graph: ir.Graph, quantize: ir.Node | None) -> ir.Value:
+def _before(graph: ir.Graph, quantize: ir.Node) -> ir.Value:
     """What a QuantizeLinear was given, behind a Relu where its codes had none below zero."""
-    assert quantize is not None and quantize.inputs[0] is not None
+    assert quantize.inputs[0] is not None
     source, zero = quantize.inputs[0], const(quantize.inputs[2]) if len(quantize.inputs) > 2 else np.uint8(0)
     if zero is None or int(zero) != np.iinfo(zero.dtype).min or source.producer() is None:
         return source
-    relu = ir.node("Relu", [source], name=f"{quantize.name}.relu")
-    relu.outputs[0].name = f"{source.name}.relu"
+    relu = new_node(graph, "Relu", [source], f"{quantize.name}.relu", out=f"{source.name}.relu")
     graph.insert_after(quantize, relu)
     return relu.outputs[0]
 
 
 def _of_pixels(graph: ir.Graph, dequantize: ir.Node) -> ir.Value:
     """The same of an input that is codes itself, in floats."""
-    cast = ir.node("Cast", [dequantize.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{dequantize.name}.cast")
-    scaled = ir.node("Mul", [cast.outputs[0], dequantize.inputs[1]], name=f"{dequantize.name}.scaled")
-    for node in (cast, scaled):
-        node.outputs[0].name = f"{node.name}.out"
+    cast = new_node(graph, "Cast", [dequantize.inputs[0]], f"{dequantize.name}.cast", {"to": ir.DataType.FLOAT})
+    scaled = new_node(graph, "Mul", [cast.outputs[0], dequantize.inputs[1]], f"{dequantize.name}.scaled")
     graph.insert_before(dequantize, [cast, scaled])
     return scaled.outputs[0]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from fewbit.graph.edit import const
 from fewbit.graph.elementwise import chain
-from fewbit.graph.layers import LAYERS, MOVES, Shape, origin
+from fewbit.graph.layers import LAYERS, Shape, origin, readers
 from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import Estimator
@@ -52,7 +52,7 @@ def plan(graph: ir.Graph, shape: Shape, ranges: dict[str, Estimator]) -> list[Wi
         scales[value] = scales.get(partner.get(value, value)) or _scale(graph, value, shape, ranges, partner)
     for join in shape.joins:
         if join.op_type == "Concat":
-            scales[join.outputs[0]] = max(scales[origin(i)] for i in join.inputs if i is not None)
+            scales[join.outputs[0]] = max(scales[origin(i)] for i in join.inputs if i is not None and const(i) is None)
     return [Wide(v, s) for v, s in scales.items()]
 
 
@@ -78,17 +78,24 @@ def _scale(graph: ir.Graph, value: ir.Value, shape: Shape, ranges: dict[str, Est
 
 def _bounded(value: ir.Value, partner: dict[ir.Value, ir.Value]) -> bool:
     """Is its magnitude at most 1 whatever the input? A state is where its output is; episodes are taken to start within it."""
-    made = value.producer()
-    if made is None:
-        return value in partner and partner[value].producer() is not None and _bounded(partner[value], {})
-    if made.op_type == "Mul":
-        return all(i is not None and const(i) is None and _bounded(origin(i), partner) for i in made.inputs)
-    return made.op_type in SQUASHING
+    waiting, seen = [value], {value}
+    while waiting:
+        one = waiting.pop()
+        made = one.producer()
+        if made is None and one in partner and partner[one].producer() is not None:
+            factors: list[ir.Value] = [partner[one]]
+        elif made is not None and made.op_type == "Mul" and all(i is not None and const(i) is None for i in made.inputs):
+            factors = [origin(i) for i in made.inputs if i is not None]
+        elif made is not None and made.op_type in SQUASHING:
+            factors = []
+        else:
+            return False
+        new = [f for f in factors if f not in seen]
+        seen.update(new)
+        waiting += new
+    return True
 
 
 def _users(value: ir.Value) -> set[str]:
-    """Operators that read it, moved about or not."""
-    found: set[str] = set()
-    for node, _ in value.uses():
-        found |= set().union(*(_users(o) for o in node.outputs)) if node.op_type in MOVES else {node.op_type}
-    return found
+    """Operators that read it, moved about or not; "" where the graph gives it back."""
+    return {"" if node is None else node.op_type for node, _ in readers(value)}

@@ -1,0 +1,162 @@
+"""Quantizing changes what a network computes by its rounding alone: every output at 16 bits, run by ONNX Runtime and by us."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from executors import agree
+from float_graphs import RNG, model, node, run, w
+
+from fewbit.engine import reference
+from fewbit.engine.load import load
+from fewbit.engine.lower import lower
+from fewbit.graph import fold, read
+from fewbit.graph.qdq import Scheme
+from fewbit.graph.quantize import quantize
+from fewbit.graph.strip import strip
+
+WIDE = Scheme(weights="int16", activations="uint16")
+
+
+def made(given: onnx.ModelProto, x: np.ndarray, scheme: Scheme = WIDE) -> ir.Model:
+    """The artifact, as it is read from its file."""
+    source = fold.fold(read.prepare(onnx.ModelProto.FromString(given.SerializeToString())))
+    written = ir.to_proto(quantize(source, {"x": x}, scheme)[0])
+    onnx.checker.check_model(written, full_check=True)
+    return read.prepare(written)
+
+
+def close(want: np.ndarray, got: np.ndarray, share: float) -> None:
+    assert got.shape == want.shape and got.dtype == want.dtype
+    assert np.abs(got.astype(np.float64) - want).max() <= share * max(np.abs(want).max(), 1e-9)
+
+
+def same(given: onnx.ModelProto, x: np.ndarray, scheme: Scheme = WIDE, share: float = 2e-3) -> ir.Model:
+    """Asserts that every output is the float network's within a share of its largest value; the artifact."""
+    artifact = made(given, x, scheme)
+    program = lower(artifact)
+    registers = reference.run(program, {"x": x})
+    others = [run(ir.to_proto(artifact), x), [registers[o] for o in program.outputs], run(ir.to_proto(strip(artifact)), x)]
+    for outputs in others:
+        for want, got in zip(run(given, x), outputs, strict=True):
+            close(want, got, share)
+    assert [o.name for o in artifact.graph.outputs] == [o.name for o in given.graph.output]
+    return artifact
+
+
+FIRST = node("Gemm", ["x", "w", "b"], ["h"], transB=1)
+LAST = node("Gemm", ["r", "v", "d"], ["y"], transB=1)
+HELD = {"w": w(8, 4), "b": w(8), "v": w(3, 8), "d": w(3)}
+LIMITS = {"low": np.float32(-20), "high": np.float32(20), "none": np.float32(-np.inf), "one": np.float32(1)}
+
+CASES = {
+    "what stands before a ReLU is given back": ([FIRST, node("Relu", ["h"], ["r"]), LAST], HELD, ["h", "y"]),
+    "what stands behind it too": ([FIRST, node("Relu", ["h"], ["r"]), LAST], HELD, ["r", "h", "y"]),
+    "what is squashed later is given back, and goes beyond 8": (
+        [FIRST, node("Tanh", ["h"], ["r"]), LAST], HELD | {"w": 4 * w(8, 4)}, ["h", "y"],
+    ),
+    "what is squashed at last is given back, and goes beyond 8": (
+        [FIRST, node("Tanh", ["h"], ["y"])], HELD | {"w": 4 * w(8, 4)}, ["h", "y"],
+    ),
+    "what is squashed is read by another function too": (
+        [FIRST, node("Tanh", ["h"], ["t"]), node("Softplus", ["h"], ["r"]), node("Add", ["t", "r"], ["s"]),
+         node("Gemm", ["s", "v", "d"], ["y"], transB=1)], HELD | {"w": 4 * w(8, 4)}, ["y"],
+    ),
+    "a clip at 20 of what goes beyond 8": (
+        [FIRST, node("Clip", ["h", "low", "high"], ["r"]), LAST], HELD | LIMITS | {"w": 4 * w(8, 4)}, ["y"],
+    ),
+    "a clip that has no lower limit": (
+        [FIRST, node("Clip", ["h", "none", "one"], ["r"]), LAST], HELD | LIMITS | {"w": 4 * w(8, 4)}, ["y"],
+    ),
+    "a clip whose lower limit is left out": (
+        [FIRST, node("Clip", ["h", "", "one"], ["r"]), LAST], HELD | LIMITS | {"w": 4 * w(8, 4)}, ["y"],
+    ),
+    "a clip at last, at 20": ([FIRST, node("Clip", ["h", "low", "high"], ["y"])], HELD | LIMITS | {"w": 4 * w(8, 4)}, ["y"]),
+    "a factor written with axes": (
+        [FIRST, node("Tanh", ["h"], ["t"]), node("Mul", ["t", "half"], ["r"]), LAST],
+        HELD | {"half": np.array([[0.5]], np.float32)}, ["y"],
+    ),
+    "one weight read by three layers": (
+        [node("Gemm", ["x", "q", "c"], ["h"], transB=1), node("Tanh", ["h"], ["r"]),
+         node("Gemm", ["r", "q", "c"], ["g"], transB=1), node("Tanh", ["g"], ["s"]),
+         node("Gemm", ["s", "q", "c"], ["y"], transB=1)], {"q": w(4, 4), "c": w(4)}, ["y"],
+    ),
+    "the observation is given back": ([FIRST, node("Relu", ["h"], ["r"]), LAST], HELD, ["y", "x"]),
+    "a constant is given back": ([FIRST, node("Relu", ["h"], ["r"]), LAST], HELD | {"c": w(3)}, ["y", "c"]),
+    "sums over entities": (
+        [node("Unsqueeze", ["x", "axis"], ["u"]), node("Concat", ["u", "u"], ["s"], axis=1), node("MatMul", ["s", "m"], ["p"]),
+         node("Add", ["p", "b"], ["h"]), node("Relu", ["h"], ["q"]), node("ReduceMean", ["q", "axis"], ["r"], keepdims=0), LAST],
+        HELD | {"m": w(4, 8), "axis": np.array([1])}, ["y"],
+    ),
+    "a shape that is computed from a hidden value": (
+        [FIRST, node("Relu", ["h"], ["q"]), node("Shape", ["q"], ["s"]), node("Slice", ["s", "zero", "one"], ["n"]),
+         node("Concat", ["n", "sizes"], ["t"], axis=0), node("Reshape", ["q", "t"], ["c"]),
+         node("ReduceMean", ["c", "one"], ["m"], keepdims=0), node("Gemm", ["m", "e", "d"], ["y"], transB=1)],
+        HELD | {"zero": np.array([0]), "one": np.array([1]), "sizes": np.array([2, 4]), "e": w(3, 4)}, ["y"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_output_is_the_float_networks(name):
+    nodes, arrays, outputs = CASES[name]
+    same(model(nodes, arrays, ("n", 4), outputs), RNG.normal(size=(200, 4)).astype(np.float32))
+
+
+def test_indices_that_are_joined_stay_integers():
+    nodes = [FIRST]
+    for k in range(2):
+        nodes += [node("Gemm", ["h", f"v{k}", "d"], [f"q{k}"], transB=1), node("ArgMax", [f"q{k}"], [f"a{k}"], axis=1)]
+    nodes.append(node("Concat", ["a0", "a1"], ["y"], axis=1))
+    x = RNG.normal(size=(400, 4)).astype(np.float32)
+    given = model(nodes, HELD | {"v0": w(3, 8), "v1": w(3, 8)}, ("n", 4))
+    artifact = made(given, x)
+    for executor in ("native", "reference", "onnxruntime"):
+        got = load(artifact, executor)(x)
+        assert got.dtype == np.int64 and (got == run(given, x)[0]).mean() > 0.99
+
+
+def test_names_that_are_taken_are_left_alone():
+    """A chain of values that have the names which the writer would give."""
+    kinds = ["scale", "zero_point", "quantize", "codes", "dequantize", "dequantized", "float", "narrow.codes"]
+    names = [f"{stem}.{kind}" for stem in ("x", "h", "r", "y") for kind in kinds]
+    names += [f"{stem}_{end}" for stem in ("w.weight", "b.bias", "w.bias") for end in ("codes", "scale", "dequantized")]
+    nodes = [node("Neg", ["x" if k == 0 else names[k - 1]], [name], name=f"{name}.node") for k, name in enumerate(names)]
+    nodes += [node("Gemm", [names[-1], "w", "b"], ["h"], transB=1, name="h.quantize"), node("Relu", ["h"], ["r"]), LAST]
+    same(model(nodes, HELD, ("n", 4)), RNG.normal(size=(200, 4)).astype(np.float32))
+    for method in ("awq", "smooth+gptq"):
+        same(model(nodes, HELD, ("n", 4)), RNG.normal(size=(200, 4)).astype(np.float32), Scheme("int16", "uint16", method=method))
+
+
+def test_a_sequence_gives_the_same_bits_natively_and_in_c(tmp_path):
+    nodes = [node("MatMul", ["x", "m"], ["p"]), node("Add", ["p", "b"], ["h"]), node("Relu", ["h"], ["q"])]
+    nodes += [node("MatMul", ["q", "v"], ["s"]), node("Tanh", ["s"], ["t"]), node("Flatten", ["t"], ["f"])]
+    nodes += [node("Gemm", ["f", "e", "d"], ["y"], transB=1)]
+    held = {"m": w(4, 8), "b": w(8), "v": w(8, 5), "e": w(3, 15), "d": w(3)}
+    x = RNG.normal(size=(50, 3, 4)).astype(np.float32)
+    artifact = same(model(nodes, held, ("n", 3, 4)), x)
+    agree(artifact, x[:, None], tmp_path)
+
+
+def test_optional_outputs_of_a_file_are_all_there_at_eight_bits():
+    nodes, arrays, outputs = CASES["what stands behind it too"]
+    same(model(nodes, arrays, ("n", 4), outputs), RNG.normal(size=(200, 4)).astype(np.float32), Scheme(), 0.05)
+
+
+def test_a_function_of_five_hundred_nodes_between_two_layers():
+    nodes, last = [FIRST], "h"
+    for k in range(500):
+        nodes.append(node(("Tanh", "Neg", "Abs")[k % 3], [last], [f"f{k}"]))
+        last = f"f{k}"
+    nodes.append(node("Gemm", [last, "v", "d"], ["y"], transB=1))
+    same(model(nodes, HELD, ("n", 4)), RNG.normal(size=(100, 4)).astype(np.float32))
+
+
+def test_onnx_runtime_loads_what_is_written_with_its_own_rewrites():
+    nodes, arrays, outputs = CASES["sums over entities"]
+    x = RNG.normal(size=(20, 4)).astype(np.float32)
+    given = model(nodes, arrays, ("n", 4), outputs)
+    proto = ir.to_proto(made(given, x, Scheme()))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    close(run(given, x)[0], session.run(None, {"x": x})[0], 0.1)
