@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import ladder, solvers, sources, targets, verification
+from fewbit import ladder, recorded, solvers, sources, targets, verification
 from fewbit.artifact import Artifact
 from fewbit.diff import Comparison, Row, comparison
 from fewbit.engine.description import describe
@@ -27,7 +27,6 @@ from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
 from fewbit.observations import calibration
-from fewbit.recorded import Observations
 from fewbit.rl.evidence import PILOT, judge
 from fewbit.training import Training, train
 
@@ -44,7 +43,7 @@ def _silent(what: str, done: int, of: int) -> None:
 def quantize(
     source: Any,
     env: str | None = None,
-    observations: Observations | None = None,
+    observations: recorded.Observations | None = None,
     scheme: qdq.Scheme | None = None,
     normalizer: str | Path | None = None,
     env_args: dict[str, Any] | None = None,
@@ -79,7 +78,7 @@ def quantize(
         from fewbit.rl.measure import check
 
         check(episodes, keep, seed)
-    original = sources.load(source, normalizer, observation_shape, trust_torchscript, state)
+    original = sources.load(source, normalizer, observation_shape, trust_torchscript, state, recorded.shapes(observations))
     _check_layers(original, scheme, budget)
     feeds = calibration(original, env, observations, env_args, seed)
     original = verification.verify_source(original, feeds or verification.noise(original.model))
@@ -244,7 +243,7 @@ def search(
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")
     _check(scheme)
-    original = sources.load(source, normalizer, observation_shape)
+    original = sources.load(source, normalizer, observation_shape, likely=recorded.shapes(observations))
     feeds = calibration(original, None, observations, None, 0)
     original = verification.verify_source(original, feeds)
     floats = {seed: _scores(measure, load_policy(original.model, "onnxruntime"), seed) for seed in (0, 1)}

@@ -90,6 +90,17 @@ def _numbers(array: np.ndarray, what: str) -> np.ndarray:
     return array
 
 
+def shapes(given: Observations | None) -> list[tuple[int, ...]]:
+    """What one observation of one array may be: its shape without the first dimension, or the first two (episodes, steps)."""
+    if isinstance(given, str | Path):
+        try:
+            given = read(Path(given))
+        except FewbitError:  # said where they are calibrated on
+            return []
+    shape = tuple(int(n) for n in getattr(given, "shape", ()))
+    return [shape[k:] for k in (1, 2) if len(shape) > k]
+
+
 def read(path: Path) -> Arrays:
     """Arrays of a .npy or .npz file, or the table of a .csv file (one observation a line); never unpickles."""
     if not path.exists():

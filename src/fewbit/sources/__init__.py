@@ -1,7 +1,7 @@
 """A trained network, however it was kept, as one float ONNX graph. `load` tells the kinds apart; one file a kind."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ def load(
     observation_shape: tuple[int, ...] | None = None,
     trust_torchscript: bool = False,
     state: Declared | None = None,
+    likely: Sequence[tuple[int, ...]] = (),
 ) -> Source:
     """source: path of an SB3 zip, an ONNX or a TorchScript file, a live SB3 model, or a torch.nn.Module.
 
     state: what an ONNX file or a module remembers, where the file does not say it itself; the other kinds know their own.
+    observation_shape: of a TorchScript file or a module, without the batch; likely: what it may be where that is not given.
     """
     if isinstance(source, str | Path):
-        return _load_path(Path(source), normalizer, trust_torchscript, state)
+        return _load_path(Path(source), normalizer, observation_shape, trust_torchscript, state, likely)
     if hasattr(source, "policy") and hasattr(source, "predict"):
         from fewbit.sources import sb3
 
@@ -58,7 +60,7 @@ def load(
         return sb3.from_live(source)
     from fewbit.sources import torch_module
 
-    return torch_module.load(source, observation_shape, state)
+    return torch_module.load(source, observation_shape, state, likely)
 
 
 def _knows_its_own(name: str, state: Declared | None) -> None:
@@ -68,7 +70,14 @@ def _knows_its_own(name: str, state: Declared | None) -> None:
         )
 
 
-def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: bool, state: Declared | None) -> Source:
+def _load_path(
+    path: Path,
+    normalizer: str | Path | None,
+    shape: tuple[int, ...] | None,
+    trust_torchscript: bool,
+    state: Declared | None,
+    likely: Sequence[tuple[int, ...]],
+) -> Source:
     if not path.exists():
         raise FewbitError(f"{path}: no such file")
     if path.is_dir():
@@ -92,7 +101,7 @@ def _load_path(path: Path, normalizer: str | Path | None, trust_torchscript: boo
             )
         from fewbit.sources import torchscript
 
-        return torchscript.load(path)
+        return torchscript.load(path, shape, likely)
     raise FewbitError(
         f"{path}: {path.suffix or 'no suffix'} is not a kind of network that fewbit reads; it reads .zip, .onnx and .pt"
     )

@@ -20,8 +20,14 @@ except ImportError:
     raise MissingExtra("torch", "torch") from None
 
 
-def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: Declared | None = None) -> Source:
-    """module: observation [batch, ...] -> action; observation_shape without the batch, or the first Linear's width.
+def load(
+    module: Any,
+    observation_shape: tuple[int, ...] | None = None,
+    state: Declared | None = None,
+    likely: Sequence[tuple[int, ...]] = (),
+) -> Source:
+    """module: observation [batch, ...] -> action; observation_shape without the batch, or the first Linear's width where that is
+    among `likely` or those are none.
 
     One that remembers is module(observation, *states) -> (action, *next states), each [batch, ...], state the names of both and
     what an episode starts with, without the batch, in that order: {"h": ("h_next", zeros(16))}. Written with sources.recurrent's
@@ -30,10 +36,10 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: D
     if not isinstance(module, torch.nn.Module):
         raise FewbitError(f"a {type(module).__name__} is no source; give a path, a Stable-Baselines3 model or a torch.nn.Module")
     if observation_shape is None:
-        first = next((m for m in module.modules() if isinstance(m, torch.nn.Linear)), None)
-        if first is None:
-            raise FewbitError("the module has no Linear layer to tell its input's size; pass observation_shape=(…)")
-        observation_shape = (first.in_features,)
+        first = next(((m.in_features,) for m in module.modules() if isinstance(m, torch.nn.Linear)), None)
+        observation_shape = first if not likely or first in likely else likely[0]
+    if observation_shape is None:
+        raise FewbitError("the module has no Linear layer to tell its input's size; pass observation_shape=(…)")
     held = _held(state or {})
 
     class Wrapped(torch.nn.Module):
@@ -44,8 +50,9 @@ def load(module: Any, observation_shape: tuple[int, ...] | None = None, state: D
         def forward(self, *observations: Any) -> Any:
             return self.inner(*observations)
 
-    examples = {"observation": torch.zeros(2, *observation_shape)}
-    examples |= {name: torch.tensor(start).expand(2, *start.shape).clone() for name, _, start in held}
+    kind = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    examples = {"observation": torch.zeros(2, *observation_shape, dtype=kind)}
+    examples |= {name: torch.tensor(start, dtype=kind).expand(2, *start.shape).clone() for name, _, start in held}
     outputs = ["action", *(output for _, output, _ in held)]
     model = export(Wrapped(), examples, outputs)
     contract: dict[str, Any] = {"observation": {"observation": list(observation_shape)}}

@@ -1,198 +1,210 @@
-"""A TorchScript module (.pt) as a source: its graph is walked here, operator by operator, with what it remembers taken out.
+"""A TorchScript module (.pt) as a source: its graph is walked here (torchscript_walk), and what it remembers is taken out.
 
-Such a file's code would run when called; this walk runs ATen operators of one table and nothing else. Loading the file is still
-torch.jit.load, so the user must say that the file is trusted. Buffers that the module overwrites become inputs and outputs.
+Loading the file is torch.jit.load, which can run code, so the user must say that the file is trusted. What is read is run beside
+torch's own on random observations before anything is made of it. Tensors that it overwrites become inputs and outputs.
 """
 
-import operator
-from collections.abc import Callable
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 
 from fewbit.errors import FewbitError, first_line
-from fewbit.sources import Source, digest, recurrent, torch_module
+from fewbit.graph import calibrate
+from fewbit.sources import Source, digest, torch_module
 from fewbit.sources.recurrent import Remembered
+from fewbit.sources.torchscript_walk import Walk
 
-MOST = 2**63 - 1
-# Operators on Python values that TorchScript writes for checks and shapes.
-PLAIN: dict[str, Callable[..., Any]] = {
-    "aten::__not__": operator.not_, "aten::__is__": operator.is_, "aten::__isnot__": operator.is_not, "aten::eq": operator.eq,
-    "aten::ne": operator.ne, "aten::lt": operator.lt, "aten::gt": operator.gt, "aten::len": len, "aten::list": list,
-    "aten::__contains__": lambda items, x: x in items, "aten::dim": lambda t: t.dim(), "prim::unchecked_cast": lambda x: x,
-    "aten::__getitem__": operator.getitem, "aten::format": lambda text, *a: text.format(*a),
-    "prim::dtype": lambda t: t.dtype, "prim::device": lambda t: t.device, "prim::TupleConstruct": lambda *a: a,
-    "prim::ListConstruct": lambda *a: list(a), "prim::TupleIndex": operator.getitem,
-}  # fmt: skip
-TENSOR = {
-    "linear", "elu", "relu", "tanh", "sigmoid", "silu", "softplus", "leaky_relu", "gelu", "hardtanh", "clamp", "add", "sub",
-    "mul", "div", "neg", "cat", "unsqueeze", "squeeze", "flatten", "view", "reshape", "select", "transpose", "permute", "matmul",
-    "addmm", "t", "chunk", "conv1d", "conv2d", "layer_norm", "zeros", "exp", "to", "contiguous", "detach", "clone", "dropout",
-    "expand",
-}  # fmt: skip
+EPISODES, STEPS = 3, 3  # of the comparison with torch
+ADVICE = "give observations of the right size, or observation_shape=(…)"
+CLOSE = 1e-3  # of the actions' range, or of one
 
 
-def load(path: Path) -> Source:
-    """The float graph of a trusted TorchScript file; the width of its observation is its first layer's."""
+def load(path: Path, shape: tuple[int, ...] | None = None, likely: Sequence[tuple[int, ...]] = ()) -> Source:
+    """The float graph of a trusted TorchScript file.
+
+    Args:
+        path: as torch.jit.save wrote it.
+        shape: its observation's, without the batch; None: the width of one of its layers, or one of `likely`.
+        likely: shapes that the user's observations have.
+
+    Raises:
+        FewbitError: no TorchScript, an operator that cannot be walked, or a reading that is not what torch computes.
+    """
+    _check_kind(path)
     try:
         module = torch.jit.load(path, map_location="cpu").eval()
     except Exception as e:
         raise FewbitError(f"{path}: not a TorchScript module, or truncated ({type(e).__name__})") from None
     try:
-        return _capture(module, path)
+        return _capture(module, path, [tuple(shape)] if shape is not None else _shapes(module, likely))
     except FewbitError as e:
         raise FewbitError(f"{path}: {e}") from None
 
 
-def _capture(module: torch.jit.ScriptModule, path: Path) -> Source:
-    step = Step(module)
-    width, examples = _example(module, step)
+def _check_kind(path: Path) -> None:
+    """Refuse what torch.save and torch.export write, saying what it is."""
+    advice = "build the network, load these weights into it, and give the module itself or torch.jit.script(module).save(…)"
+    if not zipfile.is_zipfile(path):
+        if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04"):
+            raise FewbitError(
+                f"{path}: a pickle (a checkpoint of weights, of an old torch.save), no TorchScript module; {advice}"
+            )
+        return
+    with zipfile.ZipFile(path) as z:
+        names = z.namelist()
+    if any(n.endswith("/data.pkl") for n in names) and not any("/code/" in n for n in names):
+        raise FewbitError(f"{path}: a checkpoint of weights (torch.save of a state_dict, say), no TorchScript module; {advice}")
+    if any("archive_format" in n or n.endswith("serialized_exported_program.json") for n in names):
+        raise FewbitError(
+            f"{path}: a program of torch.export, no TorchScript module; give the module itself or export it as ONNX"
+        )
+
+
+def _capture(module: torch.jit.ScriptModule, path: Path, shapes: list[tuple[int, ...]]) -> Source:
+    step, shape = _read(module, shapes)
+    _compare(module, step, shape)
     names = ["action", *(s.output for s in step.states)]
+    examples = {"observation": torch.zeros(2, *shape)} | {s.name: torch.zeros(2, *s.shape) for s in step.states}
     model = torch_module.export(step, examples, names)
-    contract = {"observation": {"observation": [width]}, "recurrent_state": [s.name for s in step.states]}
+    _check(model, module, step, shape)
+    contract = {"observation": {"observation": list(shape)}, "recurrent_state": [s.name for s in step.states]}
     return Source(model, path.name, digest(path.read_bytes()), contract, tuple(s.record for s in step.states))
 
 
-def _example(module: torch.jit.ScriptModule, step: "Step") -> tuple[int, dict[str, torch.Tensor]]:
-    """The width of the observation, the first of its matrices' that runs, and inputs of two rows."""
-    widths = dict.fromkeys(int(v.shape[1]) for v in module.state_dict().values() if v.dim() == 2)
-    problem = "it has no dense or recurrent layer to tell its observation's size"
-    for width in widths:
-        examples = {"observation": torch.zeros(2, width)} | {s.name: torch.zeros(2, *s.shape) for s in step.states}
+def _shapes(module: torch.jit.ScriptModule, likely: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """What the observation may be: the widths of its matrices (of a frozen module among its constants), the likely ones first."""
+    graph = module.inlined_graph
+    constants = [n.output().toIValue() for n in graph.findAllNodes("prim::Constant", True) if n.hasAttribute("value")]
+    held = [*module.state_dict().values(), *(c for c in constants if isinstance(c, torch.Tensor))]
+    widths = list(dict.fromkeys((int(v.shape[1]),) for v in held if v.dim() == 2))
+    return list(dict.fromkeys([*(s for s in likely if s in widths), *likely, *widths]))
+
+
+def _read(module: torch.jit.ScriptModule, shapes: list[tuple[int, ...]]) -> tuple["Step", tuple[int, ...]]:
+    """The module as a step, and the first of the shapes with which it runs; the first one's refusal where none does."""
+    problem = f"nothing in it tells its observation's size; {ADVICE}"
+    for k, shape in enumerate(shapes):
         try:
             with torch.no_grad():
-                step(*examples.values())
-            return width, examples
-        except (FewbitError, RuntimeError) as e:
-            problem = first_line(e)
+                return Step(module, torch.zeros(1, *shape)), shape
+        except (FewbitError, RuntimeError, IndexError, TypeError, ValueError) as e:
+            own = (
+                str(e)
+                if isinstance(e, FewbitError)
+                else f"torch cannot run it on observations {list(shape)} ({first_line(e)}); {ADVICE}"
+            )
+            problem = own if k == 0 else problem
     raise FewbitError(problem)
 
 
-def _overwritten(graph: Any) -> list[str]:
-    """Names of the module's own buffers that an in-place copy reaches."""
-    found = []
-    for node in graph.nodes():
-        if node.kind() == "aten::copy_":
-            target = next(node.inputs()).node()
-            while target.kind() == "aten::slice":
-                target = next(target.inputs()).node()
-            if target.kind() != "prim::GetAttr":
-                raise FewbitError("it overwrites a tensor that is no buffer of its own; export it as ONNX")
-            found.append(target.s("name"))
-    return list(dict.fromkeys(found))
+def _compare(module: torch.jit.ScriptModule, step: "Step", shape: tuple[int, ...]) -> None:
+    """Refuse a reading that is not what torch makes of the module, step after step."""
+    seen = torch.randn(STEPS, 1, *shape, generator=torch.Generator().manual_seed(0))
+    held = step.initial(1)
+    want = _own(module, step, seen)
+    with torch.no_grad():
+        for x, right in zip(seen, want, strict=True):
+            made = step(x, *held)
+            got, held = (made[0], list(made[1:])) if step.states else (made, [])
+            _alike(right.numpy(), got.numpy())
+
+
+def _own(module: torch.jit.ScriptModule, step: "Step", seen: torch.Tensor) -> list[torch.Tensor]:
+    """Actions of the module itself over observations [steps, 1, ...] from its initial state, which it has again afterwards."""
+    try:
+        with torch.no_grad():
+            return [_action(module(x)).clone() for x in seen]
+    except RuntimeError as e:
+        raise FewbitError(f"torch cannot run it on observations {list(seen.shape[2:])} ({first_line(e)})") from None
+    finally:
+        step.restore(module)
+
+
+def _alike(want: np.ndarray, got: np.ndarray) -> None:
+    close = CLOSE * max(1.0, float(np.ptp(want)) if want.size else 1.0)
+    if want.shape != got.shape or not np.allclose(got, want, rtol=0, atol=close, equal_nan=True):
+        raise FewbitError("what fewbit reads in it is not what torch computes with it; export it as ONNX")
+
+
+def _check(model: ir.Model, module: torch.jit.ScriptModule, step: "Step", shape: tuple[int, ...]) -> None:
+    """Refuse a graph whose rows are not the module's actions of each episode by itself."""
+    seen = torch.randn(EPISODES, STEPS, 1, *shape, generator=torch.Generator().manual_seed(1))
+    want = np.stack([[a[0].numpy() for a in _own(module, step, episode)] for episode in seen])
+    runner = calibrate.session(ir.to_proto(model))
+    held = {s.name: h.numpy() for s, h in zip(step.states, step.initial(EPISODES), strict=True)}
+    for k in range(STEPS):
+        action, *after = calibrate.run(runner, None, {"observation": seen[:, k, 0].numpy()} | held)
+        held = dict(zip(held, after, strict=True))
+        _alike(want[:, k], action)
+
+
+def _action(made: Any) -> torch.Tensor:
+    if not isinstance(made, torch.Tensor):
+        raise FewbitError(f"it returns a {type(made).__name__}, not one tensor of actions; export it as ONNX")
+    return made
 
 
 class Step(torch.nn.Module):
-    """(observation, *states) -> (action, *next states), states with the batch first."""
+    """(observation, *states) -> (action, *next states), states with the batch first.
 
-    def __init__(self, module: torch.jit.ScriptModule):
+    Args:
+        module: scripted or traced.
+        observation: an example of one row, which tells what the module overwrites.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule, observation: torch.Tensor):
         super().__init__()
         self.graph = module.graph.copy()
         torch._C._jit_pass_inline(self.graph)
         self.holder = [module]  # in a list: not a submodule, whose buffers an exporter would list
         self.states: list[Remembered] = []  # one of each layer
-        self.layers: dict[str, int] = {}  # buffer -> its layers; 0 where it is [1, hidden]
-        for name in _overwritten(self.graph):
-            value = getattr(module, name)
-            if value.dim() not in (2, 3) or value.shape[-2] != 1:
-                raise FewbitError(
-                    f"its state {name} has shape {list(value.shape)}; [layers, 1, hidden] or [1, hidden] is supported"
-                )
-            layers = value.shape[0] if value.dim() == 3 else 0
-            for k, start in enumerate(value.detach().reshape(max(layers, 1), -1)):
-                label = f"{name}_{k}" if layers > 1 else name
-                self.states.append(Remembered(label, tuple(start.shape), start.tolist() if start.any() else None))
-            self.layers[name] = layers
+        self.layers: dict[str, int] = {}  # tensor -> its layers; 0 where its batch comes first
+        walk = Walk(module)
+        _action(walk.run(self.graph, observation))
+        self.first = {name: _find(module, name).detach().clone() for name in walk.overwritten()}
+        for name, value in self.first.items():
+            self._remember(name, value)
+
+    def _remember(self, name: str, value: torch.Tensor) -> None:
+        layered = value.dim() == 3 and value.shape[1] == 1
+        if not layered and (value.dim() < 2 or value.shape[0] != 1):
+            raise FewbitError(f"its state {name} has shape {list(value.shape)}; [layers, 1, hidden] or [1, …] is supported")
+        self.layers[name] = layers = value.shape[0] if layered else 0
+        for k, start in enumerate(value[:, 0] if layered else value):
+            label = name.replace(".", "_") + (f"_{k}" if layers > 1 else "")
+            self.states.append(Remembered(label, tuple(start.shape), start.reshape(-1).tolist() if start.any() else None))
+
+    def initial(self, count: int) -> list[torch.Tensor]:
+        """What count episodes start with, state by state, [count, ...]."""
+        starts = [np.zeros(s.shape) if s.initial is None else np.reshape(s.initial, s.shape) for s in self.states]
+        return [torch.tensor(s, dtype=torch.float32).expand(count, *s.shape).clone() for s in starts]
+
+    def restore(self, module: torch.jit.ScriptModule) -> None:
+        """Give the module what it remembers at an episode's first step."""
+        for name, value in self.first.items():
+            owner, _, last = name.rpartition(".")
+            setattr(_find(module, owner), last, value.clone())
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         observation, *held = inputs
         given, rest = {}, list(held)
         for name, layers in self.layers.items():
             own, rest = rest[: max(layers, 1)], rest[max(layers, 1) :]
-            given[name] = torch.stack(own) if layers else own[0]
-        walk = _Walk(self.holder[0], given)
-        (action,) = walk.block(self.graph, observation)
+            given[name] = torch.stack(own) if layers else own[0].clone()
+        walk = Walk(self.holder[0], given)
+        action = walk.run(self.graph, observation)
         left = [
-            b[k] if layers else b for n, layers in self.layers.items() for b in [walk.buffers[n]] for k in range(max(layers, 1))
+            b[k] if layers else b for n, layers in self.layers.items() for b in [walk.tensors[n]] for k in range(max(layers, 1))
         ]
         return (action, *left) if left else action
 
 
-class _Walk:
-    """Values by name while the graph is walked once."""
-
-    def __init__(self, module: torch.jit.ScriptModule, buffers: dict[str, torch.Tensor]):
-        self.module, self.buffers = module, dict(buffers)
-        self.values: dict[str, Any] = {}
-        self.names: dict[int, str] = {}  # id of a state's tensor -> its buffer
-
-    def block(self, block: Any, observation: torch.Tensor | None = None) -> list[Any]:
-        inputs = [i.debugName() for i in block.inputs()]
-        if observation is not None:
-            if len(inputs) != 2:
-                raise FewbitError("it takes more than one observation; export it as ONNX")
-            self.values |= dict(zip(inputs, [self.module, observation], strict=True))
-        for node in block.nodes():
-            outputs = [o.debugName() for o in node.outputs()]
-            made = self._node(node, [self.values[i.debugName()] for i in node.inputs()])
-            self.values |= dict(zip(outputs, made if len(outputs) != 1 else [made], strict=True))
-        return [self.values[o.debugName()] for o in block.outputs()]
-
-    def _node(self, node: Any, given: list[Any]) -> Any:
-        kind = node.kind()
-        if kind in ("prim::Constant", "prim::Uninitialized"):  # the latter is overwritten on every way that is taken
-            return node.output().toIValue() if kind == "prim::Constant" else None
-        if kind == "prim::GetAttr":
-            return self._attribute(given[0], node.s("name"))
-        if kind == "prim::If":
-            blocks = list(node.blocks())
-            made = self.block(blocks[0 if given[0] else 1])
-            return made if len(made) != 1 else made[0]
-        if kind in ("prim::TupleUnpack", "prim::ListUnpack"):
-            return list(given[0]) if len(given[0]) != 1 else given[0][0]
-        if kind == "prim::RaiseException":
-            raise FewbitError(f"it refuses its observation: {given[0]}")
-        if kind in ("aten::slice", "aten::copy_"):
-            return self._slice(given) if kind == "aten::slice" else self._overwrite(given)
-        if kind in ("aten::lstm", "aten::gru"):
-            return _recurrent(kind[6:], given)
-        if kind == "aten::size":
-            return given[0].shape[given[1]] if len(given) > 1 else list(given[0].shape)
-        if kind in PLAIN and not (kind in ("aten::eq", "aten::ne") and isinstance(given[0], torch.Tensor)):
-            return PLAIN[kind](*given)
-        name = kind.removeprefix("aten::").removesuffix("_")
-        if name not in TENSOR:
-            raise FewbitError(f"operator {kind} is not among those that fewbit runs of a TorchScript file; export it as ONNX")
-        return getattr(torch.ops.aten, name)(*given)
-
-    def _attribute(self, owner: Any, name: str) -> Any:
-        if owner is self.module and name in self.buffers:
-            self.names[id(self.buffers[name])] = name
-            return self.buffers[name]
-        return getattr(owner, name)
-
-    def _slice(self, given: list[Any]) -> Any:
-        """The whole is the tensor itself, so that overwriting it is seen to overwrite a buffer."""
-        x, axis, start, end, step = given
-        if not start and (end is None or end >= MOST) and step == 1:
-            return x
-        return torch.ops.aten.slice(x, axis, start, end, step)
-
-    def _overwrite(self, given: list[Any]) -> Any:
-        name = self.names.get(id(given[0]))
-        if name is None:
-            raise FewbitError("it overwrites a part of a tensor; export it as ONNX")
-        self.buffers[name] = given[1]
-        return given[1]
-
-
-def _recurrent(kind: str, given: list[Any]) -> tuple[torch.Tensor, ...]:
-    """aten::lstm, aten::gru of one step: x, states, weights, biases, layers, dropout, training, bidirectional, batch_first."""
-    x, states, weights, biases, _, _, _, bidirectional, batch_first = given
-    axis = 1 if batch_first else 0
-    if bidirectional or x.shape[axis] != 1:
-        raise FewbitError(f"a {kind.upper()} that runs backwards or over several steps at once is no policy's; export one step")
-    held = [[s[k] for k in range(len(s))] for s in (states if kind == "lstm" else [states])]
-    out, new = recurrent.layers(x.squeeze(axis), held, weights, kind, biases)
-    return (out.unsqueeze(axis), *(torch.stack(v) for v in new))
+def _find(module: Any, path: str) -> Any:
+    for name in path.split(".") if path else []:
+        module = getattr(module, name)
+    return module
