@@ -27,7 +27,7 @@ from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
 from fewbit.observations import calibration
-from fewbit.rl.evidence import PILOT, judge
+from fewbit.rl.evidence import Kept, exactly, judge
 from fewbit.training import Training, train
 
 MIXED = ("int4", "int6", "int8", "int16")
@@ -131,7 +131,7 @@ def _climb(
 def diff(
     source: Any,
     artifact: str | Path | Artifact,
-    observations: Observations,
+    observations: recorded.Observations,
     normalizer: str | Path | None = None,
     trust_torchscript: bool = False,
 ) -> list[Row]:
@@ -142,7 +142,7 @@ def diff(
 def compare(
     source: Any,
     artifact: str | Path | Artifact,
-    observations: Observations,
+    observations: recorded.Observations,
     normalizer: str | Path | None = None,
     trust_torchscript: bool = False,
 ) -> Comparison:
@@ -227,7 +227,7 @@ def fit_budget(
 def search(
     source: Any,
     measure: Callable[[Policy, int], Any],
-    observations: Observations,
+    observations: recorded.Observations,
     keep: float = 0.95,
     floor: float = 0.0,
     scheme: qdq.Scheme | None = None,
@@ -238,7 +238,8 @@ def search(
     """The smallest artifact that keeps a score of the user's own: climbs as quantize does, without an environment.
 
     measure(policy, seed) -> scores, one or [n] of as many trials, larger is better; seed 1 is where a rung is chosen, 0 where
-    it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval. observations as in quantize.
+    it is reported. kept = (score - floor) / (float score - floor); one score alone has no interval; n trials that are all
+    alike leave room for 3 / n that fall to the floor, so that 0.95 takes more than 60. observations: as in quantize.
     training: how long a rung may train; None: no rung does.
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")
@@ -250,7 +251,7 @@ def search(
 
     def cost(model: ir.Model, reported: bool) -> dict[str, Any]:
         seed = 0 if reported else 1
-        found = judge(floats[seed], _scores(measure, quickest(model), seed), np.full(PILOT, float(floor)), keep)
+        found = _judge_scores(floats[seed], _scores(measure, quickest(model), seed), float(floor), keep)
         record = {"kept": found.kept, "kept_ci95": [found.low, found.high], "verdict": found.verdict, "fidelity_met": False}
         return record | {"seeds": [seed, seed], "packed_bytes": describe(model).packed_bytes}
 
@@ -260,7 +261,14 @@ def search(
 def _scores(measure: Callable[[Policy, int], Any], policy: Policy, seed: int) -> np.ndarray:
     scores = np.atleast_1d(np.asarray(measure(policy, seed), np.float64))
     check_finite(scores, "scores of measure")
-    return np.repeat(scores, PILOT) if len(scores) == 1 else scores  # taken as exact
+    return scores
+
+
+def _judge_scores(original: np.ndarray, quantized: np.ndarray, floor: float, keep: float) -> Kept:
+    """One score alone is taken as exact; several are trials, each of which may fail down to floor."""
+    if len(original) == len(quantized) == 1:
+        return exactly(float(original[0]), float(quantized[0]), floor, keep)
+    return judge(original, quantized, np.full(1, floor), keep)
 
 
 def _artifact(

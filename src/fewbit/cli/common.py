@@ -121,6 +121,13 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         table.add_row(
             "kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}   {record['verdict']} at {record['keep']:.0%}"
         )
+        if "rare_failure_share" in record:
+            share, cost = record["rare_failure_share"], record["rare_failure_cost"]
+            table.add_row(
+                "rare failures",
+                f"{record['return_quantized']['n']} episodes leave room for unseen ones in up to {share:.1%} (rule of three): "
+                f"{cost:.1%} of kept, in the interval",
+            )
     elif "verdict" in record:
         table.add_row("kept", "undefined: the float policy is not measurably better than random actions")
     measured = record if "action_agreement" in record or "action_rmse" in record else record.get("fidelity")

@@ -83,6 +83,8 @@ def _kept(evidence: Words, peers: list[Words]) -> Words:
     ]
     rows += [(p["method"], f"{percent(p['kept'])} kept ({interval(p.get('kept_ci95'))})") for p in peers]
     note = f"95% interval {interval(evidence.get('kept_ci95'))}"
+    if "rare_failure_share" in evidence:
+        note += f", with failures in up to {percent(evidence['rare_failure_share'])} of episodes that these cannot show"
     value = percent(evidence["kept"])
     return {"key": "kept", "title": "Return kept", "value": value, "note": note, "rows": [r for r in rows if r[1]]}
 

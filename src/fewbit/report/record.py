@@ -34,7 +34,8 @@ def _table(value: Any) -> bool:
 FIGURES: dict[str, Callable[[Any], bool]] = {
     "kept": number, "kept_ci95": pair, "keep": number, "seeds": pair, "packed_bytes": number, "size_bytes": number,
     "size_float_bytes": number, "latency_us": number, "latency_float_us": number, "action_rmse": number,
-    "action_agreement": number, "fidelity_states": number, "return_float": _mean, "return_quantized": _mean,
+    "action_agreement": number, "rare_failure_share": number, "rare_failure_cost": number,
+    "fidelity_states": number, "return_float": _mean, "return_quantized": _mean,
     "return_random": _mean, "returns_float": _numbers, "returns_quantized": _numbers, "env": _text, "verdict": _text,
     "latency_executor": _text, "latency_float_executor": _text, "versions": _table, "fidelity_met": lambda v: isinstance(v, bool),
 }  # fmt: skip

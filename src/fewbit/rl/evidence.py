@@ -1,8 +1,11 @@
 """What a return proves: kept, its interval, the verdict (docs/design.md, "Evidence"). Arrays in, numbers out.
 
 kept = (Q - R0) / (F - R0): mean returns of quantized, float and uniformly random actions. Never Q / F: returns may be
-negative, and a ratio would then reward harm. Below 100 episodes the interval reaches as far as the wider of a bootstrap-t
-(returns are skewed) and Student's t (a bootstrap of 20 heavy-tailed episodes alone covers 92%, not 95%: measured).
+negative, and a ratio would then reward harm.
+
+The interval adds two things in quadrature. Noise: Fieller's limits of a ratio of means, with Student's quantile. Failures
+that were not seen: n episodes without one leave room for 3 / n of them (rule of three), each as low as random actions are
+on average, or as the lowest return that was seen. benchmarks/coverage.py counts how often the interval holds the truth.
 """
 
 import math
@@ -11,57 +14,109 @@ from functools import lru_cache
 
 import numpy as np
 
-RESAMPLES = 4000
-BOOTSTRAP_BELOW = 100
-PILOT = 20  # episodes below which returns that are all alike prove nothing yet
+from fewbit.errors import FewbitError
+
+UNSEEN = 3.0  # what none of n episodes showed comes in up to UNSEEN / n of them, at 95%
+DECIDES = 3.24  # standard errors between kept and keep from which nine verdicts of ten are right and not undecided
 
 
 @dataclass(frozen=True)
 class Kept:
-    """kept is None, and the verdict undecided, where the float policy is no better than random actions."""
+    """kept is None, and the verdict undecided, where the float policy is no better than random actions.
+
+    unseen: the share of episodes that may fail though none was seen to. se: the standard error of kept. failure: what kept
+    loses where every episode of the quantized policy fails; failure_float: the same of the float policy's own return.
+    """
 
     kept: float | None
     low: float | None
     high: float | None
     verdict: str
+    unseen: float = 1.0
     se: float = 0.0
+    failure: float = 0.0
+    failure_float: float = 0.0
+
+
+UNDEFINED = Kept(None, None, None, "undecided")
 
 
 def judge(
     float_returns: np.ndarray, quantized_returns: np.ndarray, random_returns: np.ndarray, keep: float, seed: int = 0
 ) -> Kept:
-    """Paired [n] returns of float and quantized on equal seeds, [m] of random actions; the 95% interval against keep."""
-    f, q, r = (np.asarray(a, np.float64) for a in (float_returns, quantized_returns, random_returns))
-    span = f.mean() - r.mean()
-    scatter = np.sqrt(f.var(ddof=1) / len(f) + r.var(ddof=1) / len(r)) if len(f) > 1 else 0.0
-    if span <= 2 * scatter or span <= 0 or len(f) < 2:
-        return Kept(None, None, None, "undecided")
-    k, se = (float(v[0]) for v in _kept(f[None], q[None], r[None]))
-    if se <= 1e-12 * max(1.0, abs(k)):  # of n alike, 3 / n others may be unlike (rule of three), and lose everything
-        low, high = k - abs(k) * (min(1.0, 3 / len(f)) if len(f) < PILOT else 0.0), k
-    elif len(f) < BOOTSTRAP_BELOW:
-        rng = np.random.default_rng(seed)
-        pairs, others = rng.integers(0, len(f), (RESAMPLES, len(f))), rng.integers(0, len(r), (RESAMPLES, len(r)))
-        k_star, se_star = _kept(f[pairs], q[pairs], r[others])
-        usable = se_star > 0
-        t = (k_star[usable] - k) / se_star[usable]
-        student = student_975(min(len(f), len(r)) - 1)
-        high = k + se * max(-np.quantile(t, 0.025), student)
-        low = k - se * max(np.quantile(t, 0.975), student)
-    else:
-        low, high = k - 1.96 * se, k + 1.96 * se
-    verdict = "pass" if low > keep or low == high >= keep else "fail" if high < keep else "undecided"
-    return Kept(k, float(low), float(high), verdict, se)
+    """The share of the float policy's return that is kept, and its 95% interval against `keep`.
+
+    Args:
+        float_returns, quantized_returns: [n] returns on equal seeds.
+        random_returns: [m] returns of uniformly random actions.
+        keep: the share that is asked for.
+        seed: of no effect, since nothing is drawn any more.
+
+    Returns:
+        What was kept. The verdict is pass with the whole interval above `keep`, fail with all of it below.
+
+    Raises:
+        FewbitError: the policies have different numbers of episodes, or a return is not finite.
+    """
+    f, q, r = (np.asarray(x, np.float64) for x in (float_returns, quantized_returns, random_returns))
+    _check(f, q, r)
+    if len(f) < 2 or not len(r) or f.mean() <= r.mean():
+        return UNDEFINED
+    gain, span = float(q.mean() - r.mean()), float(f.mean() - r.mean())
+    k = gain / span
+    noise, degrees = _noise(f, q, r, k)
+    if span <= 2 * math.sqrt(noise[1, 1]):
+        return UNDEFINED
+    lowest, unseen = min(r.mean(), f.min(), q.min()), min(1.0, UNSEEN / len(f))
+    drop, drop_float = float(q.mean() - lowest), float(f.mean() - lowest)
+    scaled = student_975(degrees) ** 2 * noise
+    low, bounded_below = _limit(gain, span, scaled + np.diag([(unseen * drop) ** 2, 0.0]), -1)
+    high, bounded_above = _limit(gain, span, scaled + np.diag([0.0, (unseen * drop_float) ** 2]), 1)
+    verdict = "pass" if bounded_below and low > keep else "fail" if bounded_above and high < keep else "undecided"
+    se = math.sqrt(_along(noise, k)) / span
+    return Kept(k, low, high, verdict, unseen, se, drop / span, drop_float / span)
 
 
-def _kept(f: np.ndarray, q: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """kept and its standard error (delta method) of each row."""
-    fm, qm, rm = (a.mean(axis=1) for a in (f, q, r))
-    span = np.where(fm > rm, fm - rm, np.nan)
-    k = (qm - rm) / span
-    pair = (q - k[:, None] * f).var(axis=1, ddof=1) / f.shape[1]
-    rand = ((k - 1)[:, None] * r).var(axis=1, ddof=1) / r.shape[1]
-    return np.nan_to_num(k), np.nan_to_num(np.sqrt(pair + rand) / span)
+def exactly(float_score: float, quantized_score: float, floor: float, keep: float) -> Kept:
+    """The same of two scores that are taken as exact: kept is a point."""
+    if float_score <= floor:
+        return UNDEFINED
+    k = (quantized_score - floor) / (float_score - floor)
+    return Kept(k, k, k, "pass" if k >= keep else "fail", 0.0)
+
+
+def _check(f: np.ndarray, q: np.ndarray, r: np.ndarray) -> None:
+    if len(f) != len(q):
+        raise FewbitError(f"{len(f)} episodes of the float policy beside {len(q)} of the quantized one; give as many of both")
+    for who, returns in (("the float policy", f), ("the quantized policy", q), ("random actions", r)):
+        for k in np.flatnonzero(~np.isfinite(returns))[:1]:
+            raise FewbitError(
+                f"episode {k} of {who} returned {returns[k]}, and no mean can be taken; make the environment's rewards finite"
+            )
+
+
+def _noise(f: np.ndarray, q: np.ndarray, r: np.ndarray, k: float) -> tuple[np.ndarray, int]:
+    """(covariance [2, 2] of the means' (Q - R0, F - R0), degrees of freedom of Q - R0 - k (F - R0) by Satterthwaite)."""
+    n, m = len(f), len(r)
+    pairs, random = np.cov(q, f) / n, float(r.var(ddof=1)) / m if m > 1 else 0.0
+    parts = np.array([_along(pairs, k), (k - 1) ** 2 * random])
+    weighed = (parts**2 / [n - 1, max(1, m - 1)]).sum()
+    degrees = parts.sum() ** 2 / weighed if weighed > 0 else n - 1
+    return pairs + random, max(1, int(degrees + 1e-9))
+
+
+def _along(covariance: np.ndarray, k: float) -> float:
+    """The variance of the first minus k times the second."""
+    return max(0.0, float(covariance[0, 0] - 2 * k * covariance[0, 1] + k * k * covariance[1, 1]))
+
+
+def _limit(gain: float, span: float, spread: np.ndarray, sign: int) -> tuple[float, bool]:
+    """(the last K on that side with (gain - K span)^2 <= the spread along K, is there one?); to first order where none is."""
+    a, b, c = span**2 - spread[1, 1], gain * span - spread[0, 1], gain**2 - spread[0, 0]
+    if a <= 0:
+        k = gain / span
+        return k + sign * math.sqrt(_along(spread, k)) / span, False
+    return (b + sign * math.sqrt(max(0.0, b * b - a * c))) / a, True
 
 
 @lru_cache
@@ -91,11 +146,13 @@ def _student_within(angle: float, df: int) -> float:
 
 
 def episodes_needed(found: Kept, n: int, keep: float) -> int:
-    """n = ceil((3.24 sd / (margin - expected loss))^2), sd of one episode's kept from the n that were run."""
+    """The least n with (DECIDES sd)^2 / n + (UNSEEN failure / n)^2 < (kept - keep)^2; sd of one episode, from the n run."""
     if found.kept is None:
         return 10**9
-    gap = abs(found.kept - keep)
-    return int(min(1e9, np.ceil((3.24 * found.se * np.sqrt(n) / max(gap, 1e-6)) ** 2)))
+    gap = max(abs(found.kept - keep), 1e-6)
+    noise = n * (DECIDES * found.se / gap) ** 2 / 2
+    failures = UNSEEN * (found.failure if found.kept > keep else keep * found.failure_float) / gap
+    return int(min(1e9, math.floor(noise + math.hypot(noise, failures) + 1e-6) + 1))
 
 
 def fidelity(float_actions: np.ndarray, other: np.ndarray, width: np.ndarray | None) -> dict[str, float]:

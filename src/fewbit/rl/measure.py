@@ -103,6 +103,8 @@ def measure(
         "keep": keep,
         "kept_ci95": [found.low, found.high],
         "verdict": found.verdict,
+        "rare_failure_share": None if found.kept is None else found.unseen,
+        "rare_failure_cost": None if found.kept is None else found.unseen * found.failure,
         "size_float_bytes": len(ir.to_proto(baseline.original).SerializeToString()),
         "latency_float_us": 0.0 if quick else median_us(baseline.policy, baseline.policy.inputs),
         "latency_float_executor": baseline.policy.executor,
