@@ -14,7 +14,7 @@ FLOORS = [
     {"graph"},
     {"sources", "engine"},
     {"train", "targets", "rl", "llm", "machine", "peers"},
-    {"artifact", "ladder", "plan", "bench", "diff", "observations", "verification"},
+    {"artifact", "checks", "ladder", "plan", "bench", "diff", "observations", "verification"},
     {"training"},
     {"pipeline"},
     {"report"},

@@ -27,7 +27,21 @@ class Tried:
 
 
 def rungs(scheme: Scheme, head: str, train: bool = True) -> Iterator[tuple[str, Scheme]]:
-    """(what it changes, scheme) from the cheapest on. head: the name of the last layer; train: may it take minutes?"""
+    """(what it changes, scheme) from the cheapest on, each scheme once.
+
+    Args:
+        scheme: what is fixed; weights "auto" are tried from int4 to int8.
+        head: the name of the last layer.
+        train: may a rung take minutes?
+    """
+    seen: set[Scheme] = set()
+    for what, rung in _rungs(scheme, head, train):
+        if rung not in seen:
+            seen.add(rung)
+            yield what, rung
+
+
+def _rungs(scheme: Scheme, head: str, train: bool) -> Iterator[tuple[str, Scheme]]:
     start = [scheme.weights] if scheme.weights != "auto" else ["int4", "int6", "int8"]
     for weights in start:
         plain = replace(scheme, weights=weights, method="rtn")
@@ -35,17 +49,18 @@ def rungs(scheme: Scheme, head: str, train: bool = True) -> Iterator[tuple[str, 
         if weights == "int8" or weights in TRAINED:  # a network that was trained at that width has its codes already
             yield f"{weights}, rounded to nearest", plain
         yield f"{weights}, columns scaled, GPTQ", best
-        if weights != "int8":
+        if weights not in ("int8", "int16"):  # a head of 8 bits is wider than the rest
             yield f"{weights}, columns scaled, GPTQ, head int8", replace(best, layers=((head, "int8"),))
         if train and weights in TRAINED and scheme.weights == "auto":
             yield f"{weights}, trained", replace(plain, method="qat")
     wide = replace(best, activations="uint16")
     yield f"{weights}, columns scaled, GPTQ, hidden activations 16 bits", wide
-    yield f"{weights}, the same, head int16", replace(wide, layers=((head, "int16"),))
+    if weights != "int16":
+        yield f"{weights}, the same, head int16", replace(wide, layers=((head, "int16"),))
     if train and weights in TRAINED:
         yield f"{weights}, trained", replace(plain, method="qat")
     yield "int16 weights and activations", replace(wide, weights="int16", method="rtn", layers=())
-    yield "float16 weights, float32 arithmetic", replace(scheme, weights="float16", method="rtn")
+    yield "float16 weights, float32 arithmetic", Scheme("float16", method="rtn", target=scheme.target)
 
 
 def climb(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit import ladder, recorded, solvers, sources, targets, verification
+from fewbit import ladder, recorded, sources, targets, verification
 from fewbit.artifact import Artifact
+from fewbit.checks import check, check_layers, check_run
 from fewbit.diff import Comparison, Row, comparison
 from fewbit.engine.description import describe
 from fewbit.engine.load import load as load_policy
@@ -25,7 +26,6 @@ from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
 from fewbit.numerics.affine import check_finite
 from fewbit.numerics.formats import INTEGERS
-from fewbit.numerics.ranges import RANGES
 from fewbit.observations import calibration
 from fewbit.rl.evidence import Kept, exactly, judge
 from fewbit.training import Training, train
@@ -67,7 +67,8 @@ def quantize(
     training: how long "qat" learns, and where it is kept meanwhile.
     """
     scheme = scheme or qdq.Scheme()
-    _check(scheme)
+    check(scheme, budget)
+    check_run(episodes, seed)
     if scheme.weights in half.DTYPES:
         scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
@@ -75,11 +76,11 @@ def quantize(
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     if env is not None:
-        from fewbit.rl.measure import check
+        from fewbit.rl.measure import check as check_measured
 
-        check(episodes, keep, seed)
+        check_measured(episodes, keep, seed)
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state, recorded.shapes(observations))
-    _check_layers(original, scheme, budget)
+    check_layers([layer.node.name or "" for layer in layers(original.model)], scheme)
     feeds = calibration(original, env, observations, env_args, seed)
     original = verification.verify_source(original, feeds or verification.noise(original.model))
     how = replace(training or Training(), env=env, env_args=env_args, seed=seed, progress=progress)
@@ -243,7 +244,9 @@ def search(
     training: how long a rung may train; None: no rung does.
     """
     scheme = replace(scheme or qdq.Scheme(), method="auto")
-    _check(scheme)
+    check(scheme)
+    if scheme.weights in half.DTYPES:
+        raise FewbitError(f"weights {scheme.weights} are a cast: there is nothing to search for; use fewbit.quantize")
     original = sources.load(source, normalizer, observation_shape, likely=recorded.shapes(observations))
     feeds = calibration(original, None, observations, None, 0)
     original = verification.verify_source(original, feeds)
@@ -334,9 +337,13 @@ def evaluate(
 
     executor: native (the reference where the engine cannot), or a runtime of targets.RUNTIMES, in which it is run and timed.
     """
-    from fewbit.rl.measure import Baseline, check, measure, without_original
+    from fewbit.rl.measure import Baseline, measure, without_original
+    from fewbit.rl.measure import check as check_measured
 
-    check(episodes, keep, seed)
+    check_run(episodes, seed)
+    check_measured(episodes, keep, seed)
+    if against is None and normalizer is not None:
+        raise FewbitError("--normalizer belongs to the float source; add --against SOURCE")
     if executor not in ("native", *targets.RUNTIMES):
         raise FewbitError(f"--executor {executor} is unknown; choose one of native, {', '.join(targets.RUNTIMES)}")
     model = artifact.model if isinstance(artifact, Artifact) else read(artifact)
@@ -347,39 +354,3 @@ def evaluate(
     original = sources.load(against, normalizer, None, trust_torchscript, declared(against, model))
     baseline = Baseline(original.model, env, env_args, seed)
     return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
-
-
-def _check(scheme: qdq.Scheme) -> None:
-    if not isinstance(scheme, qdq.Scheme):
-        raise FewbitError(f'scheme: a {type(scheme).__name__}; give fewbit.Scheme(weights="int4"), say')
-    if scheme.method == "dynamic" and scheme != qdq.Scheme(method="dynamic"):
-        raise FewbitError("--method dynamic has int8 weights and uint8 activations; --weights and the like do not apply")
-    if scheme.weights == "auto" and scheme.method != "auto":
-        raise FewbitError(f"--weights auto is a search, which chooses the method too; leave out --method {scheme.method}")
-    if scheme.method == "qat" and scheme.target in qdq.SATURATING:
-        raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
-    if scheme.method not in ("dynamic", "auto", "qat"):
-        solvers.method(scheme.method)
-    weights = ("int8", "int6", "int4", "int3", "int2", "ternary", "int16", *half.DTYPES, "auto")
-    for option, name, allowed in (
-        ("--weights", scheme.weights, weights),
-        ("--activations", scheme.activations, ("uint8", "int8", "uint16", "int16")),
-        ("--inputs", scheme.inputs, ("int16", "int8")),
-        ("--ranges", scheme.ranges, tuple(RANGES)),
-        ("--target", scheme.target, ("any", *targets.RUNTIMES)),
-    ):
-        if name not in allowed:
-            raise FewbitError(f"{option} {name} is not supported; choose one of {', '.join(allowed)}")
-    if scheme.weights in half.DTYPES and scheme.method not in ("auto", "rtn"):
-        raise FewbitError(f"--weights {scheme.weights} is a cast; --method {scheme.method} has nothing to solve")
-
-
-def _check_layers(original: sources.Source, scheme: qdq.Scheme, budget: int | None) -> None:
-    if scheme.layers and (scheme.method in ("auto", "dynamic") or budget is not None):
-        raise FewbitError("--layer belongs to a pinned --method without --budget; what chooses formats itself would overrule it")
-    names = [layer.node.name or "" for layer in layers(original.model)] if scheme.layers else []
-    for name, fmt in scheme.layers:
-        if name not in names:
-            raise FewbitError(f"--layer {name}={fmt}: no such layer; the layers are {', '.join(names)}")
-        if fmt not in INTEGERS:
-            raise FewbitError(f"--layer {name}={fmt}: no integer format; one of {', '.join(INTEGERS)}")

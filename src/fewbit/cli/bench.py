@@ -21,7 +21,7 @@ def bench(
     artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
     batch: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1,16,256",
     against: Annotated[str | None, typer.Option(help="peers, with commas: onnxruntime,openvino,numpy,torch,sb3")] = None,
-    source: Annotated[str | None, typer.Option(help="the policy's own .zip, to time its library too")] = None,
+    source: Annotated[str | None, typer.Option(help="the policy's own .zip, to time sb3 too")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Time a policy in fewbit's engine and in other runtimes: one process, in turns, medians, one thread each."""
@@ -29,11 +29,14 @@ def bench(
     from fewbit.graph.read import read
     from fewbit.peers import SESSION_OPTIONS
 
+    names = against.split(",") if against else None
+    if source is not None and names is not None and "sb3" not in names:
+        raise FewbitError("--source is for the peer sb3, which is not among --against; add sb3, or leave --source out")
     sizes = [int(n) for n in batch.split(",") if n.isdigit() and int(n) > 0]
     if len(sizes) != len(batch.split(",")):
         raise FewbitError(f"--batch {batch}: give sizes with commas, such as 1,16,256")
     model = read(artifact)
-    found = b.bench(model, sizes, against.split(",") if against else None, source)
+    found = b.bench(model, sizes, names, source)
     if json:
         print(jsonlib.dumps(found | {"timings": [asdict(t) for t in found["timings"]], "session_options": SESSION_OPTIONS}))
         return 0

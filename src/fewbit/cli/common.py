@@ -72,6 +72,13 @@ def needs(extra: str, *packages: str) -> None:
             raise MissingExtra(name, extra)
 
 
+def belongs(to: str, options: dict[str, Any]) -> None:
+    """Refuse the first of these options that is given: without `to` it would do nothing."""
+    for name, value in options.items():
+        if value not in (None, False, ""):
+            raise FewbitError(f"{name} belongs to {to}, and does nothing here; leave it out")
+
+
 def environment_arguments(given: list[str] | None) -> dict[str, Any]:
     """["continuous=true"] -> {"continuous": True}; values are JSON, or text."""
     found = {}
@@ -79,6 +86,8 @@ def environment_arguments(given: list[str] | None) -> dict[str, Any]:
         key, eq, value = item.partition("=")
         if not eq:
             raise FewbitError(f"--env-arg {item}: give NAME=VALUE")
+        if key in found:
+            raise FewbitError(f"--env-arg {item}: {key} is given more than once")
         try:
             found[key] = json.loads(value)
         except ValueError:

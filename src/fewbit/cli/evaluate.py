@@ -19,7 +19,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="episodes of each policy")] = 100,
     executor: Annotated[str, typer.Option(help="run it in native, onnxruntime, openvino or tensorrt")] = "native",
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of the first episode; the next ones count on")] = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Run a policy in its environment and say what share of the float return it kept."""

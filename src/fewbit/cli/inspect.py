@@ -23,16 +23,17 @@ def inspect(
     artifact: Annotated[Path, typer.Argument(help="an artifact, or any ONNX policy")],
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="of a float source: what each layer alone costs")] = False,
     env: Annotated[str | None, typer.Option(help="with --sensitivity: the environment to measure in")] = None,
-    weights: Annotated[str, typer.Option(help="with --sensitivity: the format of the one layer")] = "int4",
-    episodes: Annotated[int, typer.Option(help="with --sensitivity: of each layer")] = 20,
+    weights: Annotated[str | None, typer.Option(help="with --sensitivity: the format of the one layer (default int4)")] = None,
+    episodes: Annotated[int | None, typer.Option(help="with --sensitivity: of each layer (default 20)")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="with --sensitivity: load a .pt file, which can execute code")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Show a policy: its contract, its layers and formats, how it was made and what it cost."""
     if sensitivity:
-        return _sensitivity(artifact, env, weights, episodes, json, trust_torchscript)
+        return _sensitivity(artifact, env, weights or "int4", 20 if episodes is None else episodes, json, trust_torchscript)
     if env is not None:
         raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
+    common.belongs("--sensitivity", {"--weights": weights, "--episodes": episodes, "--trust-torchscript": trust_torchscript})
     model = read(artifact)
     described, record = describe(model), metadata.read(model)
     program = described.program

@@ -39,6 +39,8 @@ def plan(
     job = p.Job(context, batch, kv, group_size)
     chosen = [find(d) for d in device] if device else list(DEVICES.values())  # before the model: quick to refuse
     described = p.load(model, trust_torchscript)
+    if described.shape is None:
+        common.belongs("a language model", {"--context": context != 4096 and context, "--kv": kv != "float16" and kv})
     measure = any(d is None for d in chosen)
     points = []
     if measure:

@@ -12,6 +12,7 @@ from fewbit.engine.description import describe
 from fewbit.errors import FewbitError, FewbitWarning
 from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
+from fewbit.ladder import TRAINED
 from fewbit.training import Training
 
 
@@ -37,12 +38,12 @@ def quantize(
         int | None, typer.Option(help="of qat (default 30000); it goes on where it was killed, if given the same again")
     ] = None,
     keep: Annotated[float | None, typer.Option(help="share of the return to keep (default 0.95); exit 1 if it is not")] = None,
-    episodes: Annotated[int, typer.Option(help="at most so many; fewer where the verdict is clear")] = 100,
+    episodes: Annotated[int | None, typer.Option(help="at most so many (default 100); fewer where the verdict is clear")] = None,
     layer: Annotated[list[str] | None, typer.Option(help="NAME=FORMAT: weights of one layer, repeatable")] = None,
     budget: Annotated[int | None, typer.Option(help="bytes of weights: int4 to int16 by layer, where they are needed")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
     state: Annotated[list[str] | None, typer.Option(help="INPUT=OUTPUT of an .onnx file that remembers, repeatable")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of episodes, calibration and training")] = 0,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Quantize a trained network, measure it in its environment, and write the artifact."""
@@ -51,11 +52,16 @@ def quantize(
     if out.suffix != ".onnx":
         raise FewbitError(f"{out}: the artifact's name must end in .onnx")
     check_writable(out, source)
-    if env is None and (keep is not None or env_arg):
-        option = "--keep" if keep is not None else "--env-arg"
+    measured = {"--keep": keep is not None, "--env-arg": bool(env_arg), "--episodes": episodes is not None}
+    if env is None and any(measured.values()):
+        option = next(name for name, given in measured.items() if given)
         raise FewbitError(f"{option} belongs to an environment to measure in; add --env ID")
-    if train_steps is not None and method not in ("auto", "qat"):
-        raise FewbitError(f"--train-steps belongs to --method qat, or to auto, which may train; {method} does not")
+    search = method == "auto" and env is not None and budget is None
+    if train_steps is not None and method != "qat" and not (search and weights in ("auto", *TRAINED)):
+        raise FewbitError(
+            f"--train-steps belongs to --method qat, or to a search in --env from {', '.join(TRAINED)} or auto weights; "
+            "here nothing trains"
+        )
     unfinished = out.with_name(f".{out.name}.training.part")
     try:
         with common.Bar() as bar, warnings.catch_warnings():
@@ -68,7 +74,7 @@ def quantize(
                 normalizer,
                 common.environment_arguments(env_arg),
                 0.95 if keep is None else keep,
-                episodes,
+                100 if episodes is None else episodes,
                 seed,
                 budget=budget,
                 progress=bar,

@@ -23,7 +23,7 @@ def report(
     film_seconds: Annotated[float | None, typer.Option(help="with --film: its length (default 8)")] = None,
     beside: Annotated[Path | None, typer.Option(help="another artifact of the source, in the film and to play")] = None,
     text: Annotated[Path | None, typer.Option(help="of a language model: measure on the second half of this text")] = None,
-    windows: Annotated[int, typer.Option(help="with --text: so many windows of 512 tokens")] = 4,
+    windows: Annotated[int | None, typer.Option(help="with --text: so many windows of 512 tokens (default 4)")] = None,
     peers: Annotated[Path | None, typer.Option(help="common tools beside it: a .jsonl file of benchmarks/policies.py")] = None,
     agent: Annotated[str | None, typer.Option(help="with --peers: which of its policies this is")] = None,
     bench: Annotated[Path | None, typer.Option(help="other runtimes' times: a file of `fewbit bench ARTIFACT --json`")] = None,
@@ -37,14 +37,31 @@ def report(
 
     if out.suffix != ".html":
         raise FewbitError(f"{out}: the page's name must end in .html")
-    if text is not None and artifact.is_file():
-        raise FewbitError("--text is of a language model; a policy's page takes --observations")
     if film_seconds is not None and not (film and film_seconds > 0):
         raise FewbitError(f"--film-seconds {film_seconds:g}: the length of a film, above 0; it belongs to --film")
+    policys = {"--normalizer": normalizer, "--trust-torchscript": trust_torchscript, "--env": env, "--observations": observations,
+               "--sensitivity": sensitivity, "--film": film, "--beside": beside, "--peers": peers, "--agent": agent,
+               "--bench": bench}  # fmt: skip
+    if windows is not None and windows < 1:
+        raise FewbitError(f"--windows {windows}: give at least 1")
+    if artifact.is_dir():
+        common.belongs("a policy's page", policys)
+        if text is None:
+            common.belongs("--text", {"--windows": windows})
+        elif against is None:
+            raise FewbitError("--text measures the model beside its float one; add --against MODEL_DIR")
+    else:
+        common.belongs("a language model's page", {"--text": text, "--windows": windows})
+        if against is None:
+            common.belongs("--against SOURCE", {k: policys[k] for k in ("--normalizer", "--trust-torchscript")})
+        if peers is None:
+            common.belongs("--peers", {"--agent": agent})
     check_writable(out)
     with common.Bar() as bar:
         if artifact.is_dir():
-            made = language(artifact, LanguageOptions(Path(against) if against else None, text, windows), bar)
+            made = language(
+                artifact, LanguageOptions(Path(against) if against else None, text, 4 if windows is None else windows), bar
+            )
         else:
             options = Options(
                 against,

@@ -38,7 +38,7 @@ def method(text: str) -> Method:
     rest = [w for w in words if w not in SCALINGS and w not in SOLVERS and w not in ("clip", "bias")]
     if rest or len(scaling) > 1 or len(solver) > 1:
         known = f"at most one of {', '.join(SCALINGS)}, clip, bias, and one of {', '.join(SOLVERS)}"
-        raise FewbitError(f"method {text} is unknown; give auto, dynamic, or joined by + {known}")
+        raise FewbitError(f"method {text} is unknown; give auto, dynamic, qat or, joined by +, {known}")
     return Method((scaling or [""])[0], "clip" in words, (solver or ["rtn"])[0], "bias" in words)
 
 
