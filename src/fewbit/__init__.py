@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, extras
 
 __all__ = ["FewbitError", "Scheme", "amp", "evaluate", "llm", "load", "quantize", "rl", "search"]
 _WHERE = {
@@ -24,9 +24,11 @@ def __getattr__(name: str) -> Any:
     import importlib.metadata
 
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        with extras():
+            return importlib.import_module(_MODULES[name])
     if name == "__version__":
         return importlib.metadata.version("fewbit")
     if name not in _WHERE:
         raise AttributeError(f"module fewbit has no attribute {name}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    with extras():
+        return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,9 +1,10 @@
 """Checks of a scheme and of what is asked beside it, before any work: the unknown, the contradictory, what would do nothing."""
 
 from collections import Counter
+from importlib.util import find_spec
 
 from fewbit import solvers, targets
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, MissingExtra
 from fewbit.graph import half, qdq
 from fewbit.numerics.formats import INTEGERS
 from fewbit.numerics.ranges import RANGES
@@ -33,6 +34,8 @@ def check(scheme: qdq.Scheme, budget: int | None = None) -> None:
         _cast(scheme, budget)
     if scheme.weights == "auto" and scheme.method != "auto":
         raise FewbitError(f"--weights auto is a search, which chooses the method too; leave out --method {scheme.method}")
+    if scheme.method == "qat" and find_spec("torch") is None:
+        raise MissingExtra("torch", "torch")
     if scheme.method == "qat" and scheme.target in qdq.SATURATING:
         raise FewbitError(f"--method qat does not keep weights within 16 bits two by two, as --target {scheme.target} asks")
     if budget is not None and scheme.weights not in (PLAIN.weights, "auto"):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def _climb(
             made[chosen] = _artifact(original, feeds, chosen, recipe, how)
         return cost(made[chosen].model, reported)
 
-    rungs = ladder.rungs(scheme, head(original.model).node.name or "", how is not None)
+    trains = how is not None and find_spec("torch") is not None  # a rung that cannot be tried is none
+    rungs = ladder.rungs(scheme, head(original.model).node.name or "", trains)
     best, tried = ladder.climb(rungs, lambda s: measured(s, False), lambda s: measured(s, True))
     made[best.scheme].record["search"] = [_rung(t, made[t.scheme]) for t in tried]
     return made[best.scheme].with_evidence(best.reported or best.chosen)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fewbit.cli import common
 from fewbit.errors import FewbitError
 
 
@@ -32,6 +33,7 @@ def generate(
     for name, (value, least) in given.items():
         if not least <= value < 1 << 20:
             raise FewbitError(f"{name} {value}: give a number from {least}")
+    common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import kv_cache
     from fewbit.llm.loading import load
 

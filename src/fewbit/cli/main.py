@@ -7,7 +7,7 @@ import typer
 
 from fewbit.cli import bench, diff, evaluate, export, formats, inspect, llm, plan, quantize, report, streams
 from fewbit.cli.common import HELP, INTERRUPTED
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, missing
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -72,6 +72,11 @@ def _run() -> tuple[int, str]:
         return 130, INTERRUPTED
     except FewbitError as e:
         return 2, str(e)
+    except ModuleNotFoundError as e:
+        found = missing(e)
+        if found is None:
+            raise
+        return 2, str(found)
     except OSError as e:
         where = e.filename or "standard output or the folder of temporary files"  # files of our own are always named
         return 2, f"{where}: {e.strerror or e}"

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from fewbit.errors import extras
+
 _WHERE = {
     "Live": "fewbit.rl.live",
     "QuantizedTraining": "fewbit.rl.quantized_training",
@@ -16,7 +18,9 @@ __all__ = ["Live", "QuantizedTraining", "accelerate", "correct", "rollout"]
 def __getattr__(name: str) -> Any:
     """Imported when asked for: measuring a policy needs neither torch nor Stable-Baselines3."""
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        with extras():
+            return importlib.import_module(_MODULES[name])
     if name not in _WHERE:
         raise AttributeError(f"module fewbit.rl has no attribute {name}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    with extras():
+        return getattr(importlib.import_module(_WHERE[name]), name)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.engine.policy import EPISODE
-from fewbit.errors import FewbitError, MissingExtra, first_line
+from fewbit.errors import FewbitError, MissingExtra, first_line, install
 from fewbit.graph.metadata import MASKS
 
 try:
@@ -39,18 +39,12 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
         if latest != env and not isinstance(e, ModuleNotFoundError):  # Gymnasium's own word for MuJoCo's v2 and v3
             raise FewbitError(f"environment {env} is not in this Gymnasium any more; give --env {latest}") from None
         missing = next((x for word, x in _EXTRAS.items() if word in str(e)), None)
-        hint = (
-            f'run: pip install "fewbit[{missing}]"'
-            if missing
-            else "install the package that provides it, or put it on PYTHONPATH"
-        )
+        hint = f"run: {install(missing)}" if missing else "install the package that provides it, or put it on PYTHONPATH"
         raise FewbitError(f"environment {env} needs a package that is not installed ({first_line(e)}); {hint}") from None
     except Exception as e:
         if type(e).__name__ == "DependencyNotInstalled":
             missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
-            raise FewbitError(
-                f'environment {env} needs a package that is not installed; run: pip install "fewbit[{missing}]"'
-            ) from None
+            raise FewbitError(f"environment {env} needs a package that is not installed; run: {install(missing)}") from None
         raise FewbitError(f"environment {env} cannot be made: {first_line(e)}") from None
 
 

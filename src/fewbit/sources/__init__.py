@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, extras
 from fewbit.graph import metadata
 
 Declared = dict[str, tuple[str, Any]]  # a state's input -> (its output, what an episode starts with; None: zeros)
@@ -38,6 +38,7 @@ class Source:
             metadata.write(self.model, {"state": list(self.state)})
 
 
+@extras()
 def load(
     source: Any,
     normalizer: str | Path | None = None,
