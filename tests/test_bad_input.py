@@ -156,7 +156,9 @@ def test_a_truncated_normalizer_and_a_truncated_onnx_never_crash(tmp_path, zoo):
         (tmp_path / "v.pkl").write_bytes(whole[:cut])
         with pytest.raises(fewbit.FewbitError):
             read(tmp_path / "v.pkl")
-    artifact = fewbit.quantize(zoo / "ppo/CartPole-v1/CartPole-v1.zip", env="CartPole-v1", episodes=2).to_bytes()
+    artifact = fewbit.quantize(
+        zoo / "ppo/CartPole-v1/CartPole-v1.zip", env="CartPole-v1", scheme=fewbit.Scheme(), episodes=2
+    ).to_bytes()
     rng = np.random.default_rng(0)
     for trial in range(200):
         data = bytearray(artifact[: rng.integers(len(artifact))] if trial % 2 else artifact)

@@ -117,6 +117,28 @@ def test_python_is_refused_the_same(tmp_path):
         fewbit.search(policy, lambda act, seed: 1.0, given, scheme=Scheme("float16"))
 
 
+def test_python_has_the_command_lines_defaults(tmp_path, monkeypatch, capsys):
+    from inspect import signature
+
+    from fewbit import pipeline
+    from fewbit.cli.quantize import quantize
+
+    given = {k: v.default for k, v in signature(quantize).parameters.items()}
+    fields = ("weights", "activations", "inputs", "ranges", "method", "target")
+    assert {k: getattr(pipeline.DEFAULT, k) for k in fields} == {k: given[k] for k in fields}
+    assert signature(pipeline.quantize).parameters["seed"].default == given["seed"]
+    monkeypatch.chdir(tmp_path)
+    network(tmp_path / "policy.onnx")
+    np.savez(tmp_path / "x.npz", obs=OBS, goal=GOAL)
+    monkeypatch.setattr(sys, "argv", ["fewbit", *GO.split()])
+    with pytest.raises(SystemExit):
+        main()
+    made = fewbit.quantize("policy.onnx", observations="x.npz")
+    assert made.record["recipe"]["method"] == ladder.BEST
+    here, there = fewbit.load(made.model, "reference"), fewbit.load("q.onnx", "reference")
+    np.testing.assert_array_equal(here({"obs": OBS, "goal": GOAL}), there({"obs": OBS, "goal": GOAL}))
+
+
 BITS = {"int4": 4, "int6": 6, "int8": 8, "int16": 16, "int2": 2, "int3": 3, "ternary": 2, "float16": 16}
 
 

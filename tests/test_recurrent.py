@@ -49,7 +49,7 @@ def test_a_trained_policy_quantized_in_its_environment(balancer, tmp_path, recor
     assert source.contract["recurrent_state"] == ["h", "c"] and [s["output"] for s in source.state] == ["h_next", "c_next"]
     acts_as_predict(source, balancer, normal(2))
     balancer.save(tmp_path / "balancer.zip")
-    artifact = fewbit.quantize(tmp_path / "balancer.zip", env="small_envs:Blind-v0", episodes=20)
+    artifact = fewbit.quantize(tmp_path / "balancer.zip", env="small_envs:Blind-v0", scheme=fewbit.Scheme(), episodes=20)
     evidence = artifact.record["evidence"]
     measured = f"float {evidence['return_float']['mean']:.0f}, quantized {evidence['return_quantized']['mean']:.0f}"
     record_property("measured", f"RecurrentPPO, CartPole without velocities: {measured} (of 200), kept {evidence['kept']:.3f}")

@@ -185,7 +185,7 @@ def test_the_humanoids_memory(robots, tmp_path):
 
 
 def test_go1_runs_and_is_exact(robots):
-    artifact = fewbit.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", episodes=4)
+    artifact = fewbit.quantize(robots / "go1/policy.onnx", "robots:UnitreeGo1-v0", scheme=fewbit.Scheme(), episodes=4)
     record = artifact.record["evidence"]
     assert 900 < record["return_float"]["mean"] < 960 and record["return_quantized"]["mean"] > 850 and record["exact"]
 

@@ -32,6 +32,7 @@ from fewbit.rl.evidence import Kept, exactly, judge
 from fewbit.training import Training, train
 
 MIXED = ("int4", "int6", "int8", "int16")
+DEFAULT = qdq.Scheme(method="auto")
 SEARCH_SEED = 300_000  # away from the evaluation's own seeds
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -63,11 +64,12 @@ def quantize(
     observations: [n, ...], of a recurrent one [episodes, steps, ...]; {input: such an array}; a .npy, .npz or .csv file of
     them; or a data loader. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
 
+    scheme: DEFAULT without, as the command line has it; a Scheme pins what it says, its method "rtn" unless it says another.
     scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
     shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
     training: how long "qat" learns, and where it is kept meanwhile.
     """
-    scheme = scheme or qdq.Scheme()
+    scheme = DEFAULT if scheme is None else scheme
     check(scheme, budget)
     check_run(episodes, seed)
     if scheme.weights in half.DTYPES:
