@@ -15,7 +15,11 @@ def check_new(path: Path) -> None:
 
 
 def write_whole(path: str | Path, content: bytes | str) -> int:
-    """Write content (text as UTF-8) to path; its bytes. The folder must exist."""
+    """Write content (text as UTF-8) to path, in the place of a file that is there, with the mode that the umask gives; its bytes.
+
+    Raises:
+        FewbitError: the folder does not exist, or the file cannot be written whole (the disk is full, say); path is as it was.
+    """
     path, data = Path(path), content.encode() if isinstance(content, str) else content
     check_writable(path)
     part = _part(path)
@@ -47,7 +51,8 @@ def check_writable(path: str | Path, source: str | Path | None = None) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    """Of this process: another one that writes the same file has its own, and the last to finish is kept."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _refusal(path: Path, e: OSError) -> FewbitError:

@@ -14,7 +14,7 @@ from fewbit.recorded import read_array
 def export(
     artifact: Annotated[Path, typer.Argument(help="an artifact")],
     to: Annotated[str, typer.Option(help=f"one of {', '.join(targets.PLACES)}")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="the folder (c) or file to write")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the folder (c) or file to write; replaces what is there")],
     target: Annotated[str, typer.Option(help=f"onnx: whose rules, one of {', '.join(targets.RUNTIMES)}")] = "",
     name: Annotated[str, typer.Option(help="c: the prefix of files and functions; policy")] = "",
     layout: Annotated[str, typer.Option(help="c: plain, arduino (PlatformIO too), esp-idf or zephyr")] = "",

@@ -18,7 +18,7 @@ from fewbit.training import Training
 
 def quantize(
     source: Annotated[str, typer.Argument(help="a Stable-Baselines3 .zip, an .onnx file or a TorchScript .pt")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="the artifact to write")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the artifact to write, .onnx; replaces a file of that name")],
     env: Annotated[str | None, typer.Option(help="Gymnasium id (module:Id too): calibrate and measure there")] = None,
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
     observations: Annotated[Path | None, typer.Option(help=f"calibrate on recorded ones: {common.OBSERVATIONS}")] = None,

@@ -12,7 +12,7 @@ from fewbit.errors import FewbitError
 
 def report(
     artifact: Annotated[Path, typer.Argument(help="what `fewbit quantize` or `fewbit llm quantize` wrote")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="the page to write, .html")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the page to write, .html; a file of that name is replaced")],
     against: Annotated[str | None, typer.Option(help="the float source (of a language model its folder) to compare with")] = None,
     normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl of the source")] = None,
     trust_torchscript: Annotated[bool, typer.Option(help="load a .pt file, which can execute code")] = False,
