@@ -258,12 +258,13 @@ def test_narrow_weights_are_packed(tmp_path):
 def test_what_cannot_be_c_is_refused(tmp_path):
     g = corpus.Graph(1)
     model = g.case("float", g.op("Exp", g.input(np.ones((2, 3))))).model
-    with pytest.raises(FewbitError, match="part of this graph runs in float"):
+    with pytest.raises(FewbitError, match="this network runs in float .* quantize it first"):
         c.generate(lower(prepare(model)), "net")
     (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
     for arguments, message in [
         ([str(tmp_path / "float.onnx"), "--to", "c"], "exact: no"),
         ([str(tmp_path / "none.onnx"), "--to", "c"], "no such file"),
+        ([str(tmp_path / "float.onnx"), "--to", "ros2"], "call the artifact by fewbit.load(FILE)"),
         ([str(tmp_path / "float.onnx"), "--to", "pascal"], "--to pascal is unknown; choose one of c"),
         ([str(tmp_path / "float.onnx"), "--to", "c", "--layout", "x"], "--layout x is unknown; choose one of plain, arduino"),
     ]:

@@ -42,6 +42,12 @@ PLACES = {
     "onnx": Room("fewbit.targets.onnx"),
     "tensorrt-rtx": Room("fewbit.targets.tensorrt_rtx", "tensorrt-rtx"),
 }
+ON_A_PC = "a robot's PC needs no export: call the artifact by fewbit.load(FILE) in Python, or by ONNX Runtime in C++ or Python"
+ELSEWHERE = dict.fromkeys(("ros", "ros2", "cpp", "c++", "cxx", "python", "linux"), f"{ON_A_PC}; without either, --to c") | {
+    "gguf": "that is for language models: fewbit llm export", "openvino": "--to onnx --target openvino writes for it",
+    "onnxruntime": "--to onnx --target onnxruntime writes for it", "tensorrt": "--to onnx --target tensorrt writes for it",
+    "tflite": "it is LiteRT today: --to litert",
+}  # fmt: skip
 
 
 def rewrite(model: ir.Model, name: str) -> ir.Model:
@@ -84,7 +90,8 @@ def export(artifact: Path, to: str, out: Path, **options: Any) -> dict[str, Any]
 
 def _room(table: dict[str, Room], option: str, name: str) -> ModuleType:
     if name not in table:
-        raise FewbitError(f"{option} {name} is unknown; choose one of {', '.join(table)}")
+        hint = f"; {ELSEWHERE[name.lower()]}" if table is PLACES and name.lower() in ELSEWHERE else ""
+        raise FewbitError(f"{option} {name} is unknown; choose one of {', '.join(table)}{hint}")
     try:
         return importlib.import_module(table[name].module)
     except ModuleNotFoundError as e:

@@ -13,7 +13,7 @@ from fewbit.engine import reference
 from fewbit.engine.flat import Flat
 from fewbit.engine.flatten import flatten
 from fewbit.engine.lower import lower
-from fewbit.engine.program import Program
+from fewbit.engine.program import Linear, Program, Quantize
 from fewbit.engine.state import integer
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
@@ -98,6 +98,8 @@ def generate(
     """{"files": {path: text}, "sizes"}; refuses by name what has no integer form (S10). tests: the self-test's observations."""
     import jinja2
 
+    if not any(isinstance(step, Linear | Quantize) for step in program.steps):
+        raise FewbitError("this network runs in float (exact: no), which C without libm cannot; quantize it first")
     if not program.exact:
         raise FewbitError("part of this graph runs in float (exact: no), which C without libm cannot; see fewbit inspect")
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
