@@ -91,3 +91,27 @@ def test_a_reader_that_goes_away_and_a_closed_stream_end_quietly():
     assert done.stderr == ""
     done = subprocess.run(f"{sys.executable} -m fewbit formats >&-", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
+    from fewbit.cli import common
+
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    with common.Bar() as bar:
+        for k in range(100):
+            now[0] += 1.0
+            bar("training", 300 * k, 30_000)
+    assert capsys.readouterr().err.splitlines() == [f"fewbit: training: {300 * k} of 30000 steps" for k in (29, 59, 89)]
+
+
+def test_an_interrupted_language_model_says_that_it_can_go_on(tmp_path, monkeypatch, capsys):
+    from fewbit.llm import quantize
+
+    def stopped(*arguments):
+        (tmp_path / ".out.part").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize, "quantize", stopped)
+    status, _, err = run(monkeypatch, capsys, "llm", "quantize", str(tmp_path), "-o", str(tmp_path / "out"))
+    assert status == 130 and ".out.part; the same command goes on from there" in err and "interrupted" in err

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from fewbit.cli.streams import say as say
 from fewbit.errors import FewbitError, MissingExtra
 
+EVERY = 30.0  # seconds between lines of progress
 PIPED_WIDTH = 10_000  # characters of a line that nobody folds: a program reads it, or a pager
 
 INTERRUPTED = "interrupted; what was asked for was not written"
@@ -31,7 +33,7 @@ UNITS = {"training": "steps", "blocks": "", "windows": ""}
 
 
 class Bar:
-    """A progress callback with one bar a task; use as a context."""
+    """A progress callback with one bar a task; where standard error is no terminal, a line every EVERY seconds. A context."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -45,6 +47,7 @@ class Bar:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, Any] = {}
+        self._lines, self._said = not console.is_terminal, time.monotonic()
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -54,9 +57,13 @@ class Bar:
         self._progress.stop()
 
     def __call__(self, what: str, done: int, of: int) -> None:
+        unit = UNITS.get(what, "episodes")
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=of, unit=UNITS.get(what, "episodes"))
+            self._tasks[what] = self._progress.add_task(what, total=of, unit=unit)
         self._progress.update(self._tasks[what], completed=done, total=of)
+        if self._lines and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            say(f"fewbit: {what}: {done} of {of} {unit}".rstrip())
 
 
 def console() -> Console:

@@ -20,7 +20,7 @@ def _alone(context: typer.Context) -> None:
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(help="the folder of a Hugging Face checkpoint")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write; another artifact there is not replaced")],
     weights: Annotated[str, typer.Option(help="int8, int4, int3, int2; or a type of llama.cpp: q4_0, iq4_nl, q4_k, …")] = "int4",
     group_size: Annotated[int, typer.Option(help="columns that share a scale; llama.cpp's types have their own")] = 64,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="no zero points")] = False,
@@ -39,10 +39,16 @@ def quantize(
     common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import quantize as q
     from fewbit.llm.options import Options
+    from fewbit.llm.work import part_of
 
     options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
-    with common.Bar() as bar:
-        record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)
+    try:
+        with common.Bar() as bar:
+            record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)
+    except KeyboardInterrupt:
+        if part_of(out).exists():
+            common.say(f"fewbit: what is finished is in {part_of(out)}; the same command goes on from there")
+        raise
     common.show_pairs(record if json else {k: v for k, v in record.items() if "forecast" not in k}, json)  # it was said already
     return 0
 
