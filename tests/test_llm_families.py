@@ -10,7 +10,8 @@ transformers = pytest.importorskip("transformers")
 import random_llms  # noqa: E402
 import tiny_llm  # noqa: E402
 
-from fewbit.llm import calibration, perplexity, quantize  # noqa: E402
+from fewbit.errors import FewbitError  # noqa: E402
+from fewbit.llm import calibration, kv_cache, perplexity, quantize  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 
 WIDE = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -61,3 +62,37 @@ OTHER_RANKS = {  # the model makes a matrix of its batch, or has a Linear read a
 def test_inputs_of_other_ranks_are_calibrated_on(tmp_path, text, family, method):
     folder = make(tmp_path / "m", family, **OTHER_RANKS[family])
     assert kl(folder, tmp_path / "out", method, text) < 5e-4
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("method", ["rtn", "auto"])
+def test_small_weights_are_weights(tmp_path, text, weights, method):
+    """A block whose up is 2^10 times larger and its down as much smaller computes the same, and loses the same."""
+    found = []
+    for power in (0, 10):
+        folder = make(tmp_path / f"m{power}", "llama", head_dim=16, num_key_value_heads=2)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight *= 2.0**power
+            model.model.layers[0].mlp.down_proj.weight /= 2.0**power
+        model.save_pretrained(folder)
+        found.append(kl(folder, tmp_path / f"out{power}", method, text, weights))
+    assert found[1] < 1.5 * found[0] + 1e-5
+
+
+@pytest.mark.parametrize(("power", "said"), [(-30, "give fewer bits"), (40, "give more bits")])
+def test_weights_that_no_float16_scale_suits_are_refused(tmp_path, power, said):
+    folder = make(tmp_path / "m", "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 2.0**power
+    model.save_pretrained(folder)
+    with pytest.raises(FewbitError, match=rf"model\.layers\.1\.mlp\.down_proj: its largest weight is .*{said}"):
+        quantize.quantize(folder, tmp_path / "out", Options("int8", 16, False, "rtn"))
+
+
+def test_small_keys_are_kept_in_8_bits():
+    x = torch.randn(50, 64) * torch.logspace(0, -5, 50)[:, None]
+    off = (kv_cache.unpack(kv_cache.pack(x), torch.float32) - x).abs().amax(-1)
+    step = x.abs().amax(-1) / 127
+    assert bool((off <= 0.57 * step + 2.0**-25).all())  # half a step, and what float16 rounds the step by

@@ -12,14 +12,21 @@ import torch
 
 KINDS = ("", "int8")
 TOP = 127
+SMALLEST, NORMAL, LARGEST = 2.0**-24, 2.0**-14, 65504.0  # of float16; below NORMAL it has fewer digits
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
     """Float [..., n] -> int8 [..., n + 2]: codes, then the bytes of their float16 scale."""
-    scale = (x.abs().amax(-1, keepdim=True).float() / TOP).to(torch.float16)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = held(x.abs().amax(-1, keepdim=True).float() / TOP)
     codes = torch.clamp(torch.round(x.float() / scale.float()), -TOP, TOP).to(torch.int8)
     return torch.cat([codes, scale.contiguous().view(torch.int8)], dim=-1)
+
+
+def held(scale: torch.Tensor) -> torch.Tensor:
+    """float16 for float32 scales: among the few below its normal numbers the next larger one, so that the codes still reach the
+    largest value. Never zero, never infinite."""
+    upward = torch.ceil(scale / SMALLEST).clamp(min=1) * SMALLEST
+    return torch.where(scale < NORMAL, upward, scale.clamp(max=LARGEST)).to(torch.float16)
 
 
 def unpack(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

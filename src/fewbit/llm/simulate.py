@@ -7,13 +7,14 @@ Xiao et al. 2023).
 import torch
 from torch import nn
 
+from fewbit.llm.kv_cache import held
+
 KINDS = ("", "int8")
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
     """The nearest of 255 levels along the last axis, symmetric; the scale is one that float16 holds."""
-    scale = (x.abs().amax(-1, keepdim=True).float() / 127).to(torch.float16).float()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = held(x.abs().amax(-1, keepdim=True).float() / 127).float()
     return (torch.clamp(torch.round(x / scale), -127, 127) * scale).to(x.dtype)
 
 

@@ -19,7 +19,7 @@ from fewbit.llm import artifact, blocks, budget, forecast, gguf, methods, packed
 from fewbit.llm.imatrix import Importance
 from fewbit.llm.options import Options
 from fewbit.solvers import grouped
-from fewbit.solvers.grids import AnyGrid
+from fewbit.solvers.grids import AnyGrid, check_range
 
 BATCH_TOKENS = 4096
 
@@ -104,6 +104,7 @@ class Work:
             weight = tensors.pop(f"{name}.weight").float().numpy()
             grid = self.options.grid(weights)
             grid.check(name, weight.shape[1])
+            check_range(name, weight, grid)
             tensors |= artifact.packed_tensors(name, grouped.nearest(weight, grid))
         artifact.save(path, tensors)
 
@@ -160,6 +161,7 @@ class Work:
         def grid_of(name: str, columns: int) -> AnyGrid | None:
             grid = self.options.grid(self.layers.get(prefix + name, ""))
             grid.check(prefix + name, columns)
+            check_range(prefix + name, before[f"{name}.weight"].numpy(), grid)
             return grid
 
         if self.method.calibrated:

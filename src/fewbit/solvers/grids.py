@@ -17,8 +17,8 @@ from fewbit.numerics import ggml
 SHARES = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5], np.float32)  # of a group's range, for its scale
 CENTRED = np.array([1.0, 0.91, 0.85, 0.8, 0.7], np.float32)  # where a minimum is free: the middle of the range stays,
 STEPS = np.arange(-0.9, 1.0, 0.2, dtype=np.float32)  # or its low end; the high one is so many steps nearer (llama.cpp's search)
-TINY = 6.2e-5  # below float16's normal numbers: the scale of a group of zeros
-LEAST = 1e-6  # the same of llama.cpp's, where a zero is not always a level: such a group's scale is next to nothing
+SMALLEST, LARGEST = np.float32(2.0**-24), np.float32(65504)  # that float16 holds
+NORMAL = np.float32(2.0**-14)  # below it float16 has fewer digits
 
 Scales = tuple[np.ndarray, np.ndarray]  # scale and zero point, float32 [out, groups]
 
@@ -90,10 +90,10 @@ class Grid:
         if self.symmetric:
             scale = np.abs(w).max(axis=2) * share / (self.top // 2)
             zero = np.full_like(scale, (self.top + 1) // 2)
-            return np.where(scale > TINY, _half(scale), np.float32(1)), zero
+            return np.where(scale > 0, _half(scale), np.float32(1)), zero
         low, high = np.minimum(w.min(axis=2), 0) * share, np.maximum(w.max(axis=2), 0) * share
         scale = (high - low) / self.top
-        scale = np.where(scale > TINY, _half(scale), np.float32(1))
+        scale = np.where(scale > 0, _half(scale), np.float32(1))
         return scale, np.clip(np.rint(-low / scale), 0, self.top)
 
     def round(self, x: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
@@ -109,7 +109,7 @@ class Grid:
         weighted = u * cost
         below = (weighted * u).sum(axis=2)
         refit = (weighted * w).sum(axis=2) / np.maximum(below, 1e-30)
-        return _half(np.where((below > 0) & (refit > TINY), refit, scale)), zero
+        return _half(np.where((below > 0) & (refit > 0), refit, scale)), zero
 
     def held(self, scale: np.ndarray, zero: np.ndarray) -> Scales:
         return _half(scale), zero
@@ -168,7 +168,8 @@ class GgmlGrid:
         return self.type.factors[1] > 0
 
     def _safe(self, scale: np.ndarray, minimum: np.ndarray) -> Scales:
-        scale = np.where(np.abs(scale) > LEAST, scale, ggml.SMALLEST)
+        """A group of zeros too has a scale: a zero is not always a level."""
+        scale = np.where(np.abs(scale) > ggml.SMALLEST, scale, ggml.SMALLEST)
         return scale, minimum / scale
 
     def round(self, x: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
@@ -188,11 +189,11 @@ class GgmlGrid:
         uu, uw = (weighted * u).sum(axis=2), (weighted * w).sum(axis=2)
         if not self.offset:
             new = uw / np.maximum(uu, 1e-30)
-            return np.where((uu > 0) & (np.abs(new) > LEAST), new, scale), zero
+            return np.where((uu > 0) & (np.abs(new) > ggml.SMALLEST), new, scale), zero
         c = np.broadcast_to(cost, w.shape).sum(axis=2)
         u1, w1 = weighted.sum(axis=2), (w * cost).sum(axis=2)
         new = (c * uw - u1 * w1) / np.maximum(c * uu - u1 * u1, 1e-30)
-        new = np.where(new > LEAST, new, scale)
+        new = np.where(new > ggml.SMALLEST, new, scale)
         shift = (w1 - new * u1) / np.maximum(c, 1e-30)  # w = new * u + shift, u = level - zero
         new_zero = zero - shift / new
         return new, np.maximum(new_zero, 0) if self._positive else new_zero
@@ -226,6 +227,29 @@ class Solution:
         return (self.grid.levels(self.codes) - zero) * scale
 
 
+def check_range(name: str, weight: np.ndarray, grid: AnyGrid) -> None:
+    """Refuse a weight [out, in] that no float16 scale suits: all of it would become zeros, or be cut off.
+
+    Single rows or groups below that range beside others within it are what training leaves of dead neurons: they become zeros,
+    or the smallest steps.
+
+    Raises:
+        FewbitError: naming the weight, its size and what would do.
+    """
+    largest = float(np.abs(weight).max(initial=0))
+    reach = float(1 << (grid.bits - 1)) * (grid.type.factors[0] or 1 if isinstance(grid, GgmlGrid) else 1)
+    scale = largest / reach
+    if 0 < scale < SMALLEST or scale > LARGEST:
+        advice = "fewer" if scale < SMALLEST else "more"
+        raise FewbitError(
+            f"{name}: its largest weight is {largest:.2g}, which at {grid.bits:g} bits needs a scale of {scale:.2g}, and float16 "
+            f"holds {SMALLEST:.1g} to {LARGEST:g}; give {advice} bits, or scale the checkpoint's weights"
+        )
+
+
 def _half(scale: np.ndarray) -> np.ndarray:
-    """float32 that float16 holds."""
-    return np.minimum(scale, 65504).astype(np.float16).astype(np.float32)
+    """float32 that float16 holds: the nearest, or among the few below its normal numbers the next larger, so that codes still
+    reach the largest weight. Never zero."""
+    nearest = np.minimum(scale, LARGEST).astype(np.float16).astype(np.float32)
+    upward = np.maximum(np.ceil(scale / SMALLEST), 1) * SMALLEST
+    return np.where(scale < NORMAL, upward, nearest).astype(np.float32)
