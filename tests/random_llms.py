@@ -140,5 +140,5 @@ def save(folder: Path, case: Case, seed: int = 0) -> Path:
                 size = weight.shape[-1]
                 weight.copy_(torch.randn_like(weight) / size**0.5 * torch.exp(0.3 * torch.randn(size)))
     model.to(case.dtype).save_pretrained(folder, max_shard_size="100KB" if case.shards else "5GB")
-    tiny_llm.tokenizer(case.bos).save_pretrained(folder)
+    tiny_llm._tokenizer(case.bos).save_pretrained(folder)
     return folder

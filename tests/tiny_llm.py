@@ -47,11 +47,11 @@ def save(
         model.model.norm.weight /= calm
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
-    tokenizer(bos).save_pretrained(folder)
+    _tokenizer(bos).save_pretrained(folder)
     return folder
 
 
-def tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+def _tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({c: k for k, c in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -88,5 +88,5 @@ def fixed(folder: Path) -> Path:
             p.copy_(torch.from_numpy(values / 8 + (p.ndim == 1)))
         model.model.layers[0].mlp.up_proj.weight[3] = 0  # a row of zeros
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     return folder
