@@ -98,6 +98,9 @@ def state_dict(folder: Path) -> dict[str, torch.Tensor]:
             keys = {k for k in keys if not k.endswith(".blocks")}
             rest = [k for k in keys if not any(k in (f"{n}.codes", f"{n}.scale", f"{n}.zero_point") for n in _owner(k, names))]
             found |= {k: f.get_tensor(k) for k in rest}
+    bad = next((n for n, t in found.items() if t.is_floating_point() and not torch.isfinite(t).all()), "")
+    if bad:
+        raise FewbitError(f"{folder}: {bad} holds numbers that are not finite; quantize again")
     return found
 
 

@@ -120,7 +120,11 @@ def _load(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
 
     checkpoint.entries(path)
     with safe_open(path, framework="pt") as f:
-        return {n: f.get_tensor(n) for n in names}
+        found = {n: f.get_tensor(n) for n in names}
+    bad = next((n for n, t in found.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()), "")
+    if bad:
+        raise FewbitError(f"{path}: {bad} holds numbers that are not finite; download it again")
+    return found
 
 
 class _written:

@@ -25,7 +25,7 @@ class Source:
     stored: dict[str, str] = field(default_factory=dict)
 
     def load(self, names: list[str], dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
-        """Copies of these tensors; floating ones as dtype, where one is given."""
+        """Copies of these tensors, all finite; floating ones as dtype, where one is given."""
         from safetensors import safe_open
 
         found: dict[str, torch.Tensor] = {}
@@ -33,6 +33,8 @@ class Source:
             with safe_open(path, framework="pt") as f:
                 for name in (n for n in names if self.shards[n] == path):
                     tensor = f.get_tensor(self.stored.get(name, name))
+                    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                        raise FewbitError(f"{self.folder}: {name} holds numbers that are not finite; download it again")
                     found[name] = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True)
         return found
 
