@@ -1,5 +1,7 @@
 """What differs between families: biases, Linear layers fed with tensors of other ranks, blocks that return tuples."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ transformers = pytest.importorskip("transformers")
 
 import random_llms  # noqa: E402
 import tiny_llm  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fewbit.errors import FewbitError  # noqa: E402
-from fewbit.llm import calibration, kv_cache, perplexity, quantize  # noqa: E402
+from fewbit.llm import calibration, export, kv_cache, loading, perplexity, quantize  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 
 WIDE = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -96,3 +99,55 @@ def test_small_keys_are_kept_in_8_bits():
     off = (kv_cache.unpack(kv_cache.pack(x), torch.float32) - x).abs().amax(-1)
     step = x.abs().amax(-1) / 127
     assert bool((off <= 0.57 * step + 2.0**-25).all())  # half a step, and what float16 rounds the step by
+
+
+def changed(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a checkpoint of one file whose tensors went through `change`."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("tied") / "m", "llama", tie_word_embeddings=True)
+
+
+def _own_head(tensors: dict[str, torch.Tensor]) -> None:
+    table = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = table + 0.3 * torch.randn(table.shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("asked", [{}, {"head": "int8"}, {"embedding": "int8"}])
+def test_a_head_of_its_own_beside_a_tied_flag_is_run(tied, tmp_path, asked):
+    folder, ids = changed(tied, tmp_path / "m", _own_head), torch.arange(40)[None]
+    quantize.quantize(folder, tmp_path / "out", Options("int8", 16, method="rtn", **asked))
+    with torch.no_grad():
+        wanted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        found = {
+            "float": perplexity.load(folder)(ids).logits,
+            "dequantized": perplexity.load(tmp_path / "out")(ids).logits,
+            "packed": loading.load(tmp_path / "out", activations="float")[0](ids).logits,
+        }
+    off = {name: float((logits - wanted).std() / wanted.std()) for name, logits in found.items()}
+    assert off["float"] < 1e-5 and off["dequantized"] < 0.05 and off["packed"] < 0.05
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_numbers_that_are_not_finite_are_named_with_their_file(tied, tmp_path, text, name):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[7] = float("nan")
+
+    folder = changed(tied, tmp_path / "m", spoil)
+    runs = {
+        "rtn": lambda out: quantize.quantize(folder, out, Options("int8", 16, method="rtn")),
+        "auto": lambda out: quantize.quantize(folder, out, Options("int8", 16, False, "auto", 4, 32), text),
+        "perplexity": lambda out: perplexity.load(folder),
+        "fp8": lambda out: export.export(folder, out, "compressed-tensors", "fp8"),
+    }
+    for run in runs.values():
+        with pytest.raises(FewbitError, match=rf"^{folder}.*{name} holds numbers that are not finite"):
+            run(tmp_path / "out")
+        assert not (tmp_path / "out").exists()

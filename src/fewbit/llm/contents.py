@@ -82,6 +82,21 @@ def tied(model: Any) -> set[str]:
     return set(getattr(model, "_tied_weights_keys", None) or ())
 
 
+def tie(model: Any, held: set[str]) -> None:
+    """Share the embedding with a head that is said to be tied, unless the files hold a head of its own: that one is run, as
+    transformers does.
+
+    Args:
+        model: With its weights in place.
+        held: Names of the tensors that were placed.
+    """
+    own = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in held and n in tied(model)}
+    model.tie_weights()
+    for name, weight in own.items():
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, weight)
+
+
 def missing(model: Any, held: Iterable[str]) -> list[str]:
     """Names of the model's tensors that a checkpoint with tensors of these names does not give."""
     found, others = names(model, held), tied(model)

@@ -50,7 +50,7 @@ def load(folder: str | Path, threads: int | None = None, activations: str = "int
     options = {"activations": activations, "threads": threads, "instruction_set": instruction_set}
     _place_packed(model, tensors, recipe, options)
     _place_floats(model, tensors)
-    _tie(model, options)
+    _tie(model, options)  # what still has no head
     missing = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if p.device.type == "meta"]
     if missing:
         raise FewbitError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all); quantize again")
@@ -118,7 +118,8 @@ def _place_floats(model: Any, tensors: Tensors) -> None:
 def _tie(model: Any, options: dict[str, Any]) -> None:
     """The head shares the embedding's memory where the model says so and the folder gives it none of its own."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(head, QuantLinear) or head is None or not model.config.tie_word_embeddings:
+    own = isinstance(head, QuantLinear) or head is None or not head.weight.is_meta
+    if own or not model.config.get_text_config().tie_word_embeddings:
         return
     if isinstance(embedding, QuantEmbedding):
         if head.bias is not None:

@@ -21,7 +21,7 @@ def load(folder: Path) -> torch.nn.Module:
         found = contents.as_model(source.open_source(folder), model)
         state = found.load(list(found.shards))
     model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in state.items()}, strict=False, assign=True)
-    model.tie_weights()  # type: ignore[operator]
+    contents.tie(model, set(state))
     blocks.fill_buffers(model, model)
     bare = next((n for n, p in model.named_parameters() if p.is_meta), None)
     if bare:
