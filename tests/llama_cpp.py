@@ -73,7 +73,8 @@ class Model:
         at = self._lib.llama_get_logits(c.c_void_p(self._context))
         return np.ctypeslib.as_array((c.c_float * (n * self.vocabulary)).from_address(at)).reshape(n, -1).copy()
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """special: with what the model's tokenizer puts before and behind a text."""
         data, room = text.encode(), (c.c_int32 * (len(text.encode()) + 8))()
         arguments = (
             c.c_void_p(self._vocab),
@@ -81,7 +82,7 @@ class Model:
             c.c_int32(len(data)),
             room,
             c.c_int32(len(room)),
-            c.c_bool(False),
+            c.c_bool(special),
             c.c_bool(False),
         )
         return list(room[: self._lib.llama_tokenize(*arguments)])

@@ -219,6 +219,77 @@ def test_its_tokenizer_gives_the_same_tokens(tmp_path):
         model.close()
 
 
+def with_tokenizer(folder: Path, change, **shape) -> Path:
+    """A tiny model whose tokenizer.json went through change(its content)."""
+    tiny_llm.save(folder, **shape)
+    held = json.loads((folder / "tokenizer.json").read_text())
+    change(held)
+    (folder / "tokenizer.json").write_text(json.dumps(held))
+    return folder
+
+
+def around(before: bool, behind: bool):
+    """Texts begin with token 1 and end with token 2, by a template in tokenizer.json alone, as Llama 3's do."""
+    from tokenizers import Tokenizer, processors
+
+    single = f"{'<b> ' if before else ''}$A{' <e>' if behind else ''}"
+
+    def change(held):
+        tokenizer = Tokenizer.from_str(json.dumps(held))
+        tokenizer.add_special_tokens(["<b>", "<e>"])
+        ids = {t: tokenizer.token_to_id(t) for t in ("<b>", "<e>")}
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(ids.items()))
+        held |= json.loads(tokenizer.to_str())
+
+    return change
+
+
+@pytest.mark.parametrize(("before", "behind"), [(False, False), (True, False), (False, True), (True, True)])
+def test_texts_begin_and_end_as_the_tokenizers_do(tmp_path, before, behind):
+    folder = with_tokenizer(tmp_path / "m", around(before, behind), vocab_size=258)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<b>", "eos_token": "<e>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f16")
+    wanted = transformers.AutoTokenizer.from_pretrained(folder)("few bits")["input_ids"]
+    model = llama_cpp.Model(tmp_path / "a.gguf")
+    found = model.tokenize("few bits", special=True)
+    model.close()
+    assert found == wanted and len(wanted) == 8 + before + behind
+
+
+MASK = {"id": 255, "content": "<m>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda held: held.update(normalizer={"type": "Lowercase"}), "changes texts (Lowercase)"),
+        (lambda held: held["added_tokens"].append(MASK), "<m> has lstrip"),
+        (lambda held: held["model"]["vocab"].update({"few": 256}), "has the token 256, the model 256 embeddings"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(tmp_path, change, said):
+    with pytest.raises(FewbitError) as caught:
+        export.export(with_tokenizer(tmp_path / "m", change), tmp_path / "a.gguf", "gguf", "f16")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_chat_templates_come_along(home, tmp_path):
+    folder = tiny_llm.save(tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "tools {{ messages }}"}
+    tokenizer.save_pretrained(folder)
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f16")
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    assert fields["tokenizer.chat_templates"].contents() == ["tool_use"]
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "tools {{ messages }}"
+    quantize.quantize(folder, tmp_path / "a", Options("int8", 32, method="rtn"))
+    export.export(folder, tmp_path / "ct", "compressed-tensors", "fp8")
+    for out in ("a", "ct"):
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / out).chat_template == tokenizer.chat_template
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [

@@ -19,6 +19,7 @@ from fewbit.solvers.grids import GgmlGrid, Grid, Solution
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")  # of the source, not copied
+TEMPLATES = "additional_chat_templates"
 RECORD = "fewbit.json"  # what made the artifact
 
 
@@ -62,10 +63,12 @@ def finish(folder: Path, source: Path, config: dict[str, Any], recipe: packed.Re
 
 
 def copy_others(source: Path, folder: Path) -> None:
-    """All of a checkpoint's files but its weights and what says how they lie."""
+    """All of a checkpoint's files but its weights and what says how they lie; and the templates in a folder of their own."""
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
             shutil.copyfile(path, folder / path.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
 
 
 def is_artifact(folder: Path) -> bool:
