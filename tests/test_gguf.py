@@ -14,6 +14,7 @@ pytest.importorskip("xllamacpp")
 
 import llama_cpp  # noqa: E402
 import tiny_llm  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from fewbit.cli.main import app, main  # noqa: E402
@@ -217,6 +218,79 @@ def test_its_tokenizer_gives_the_same_tokens(tmp_path):
         model = llama_cpp.Model(out)
         assert model.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
         model.close()
+
+
+@pytest.mark.parametrize("power", [18, -26, -40])
+def test_numbers_that_float16_does_not_hold_stay_float32(tmp_path, power):
+    """Rows of up times a factor, columns of down divided by it: the same function, beyond float16 to either side."""
+    folder = tiny_llm.save(tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    held["model.layers.0.mlp.up_proj.weight"] *= 2.0**power
+    held["model.layers.0.mlp.down_proj.weight"] /= 2.0**power
+    save_file({n: t.to(torch.bfloat16) for n, t in held.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f16")
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert types["blk.1.ffn_up.weight"] == types["blk.1.ffn_down.weight"] == "F16"
+    assert "F32" in (types["blk.0.ffn_up.weight"], types["blk.0.ffn_down.weight"])
+    assert off(ours(folder), theirs(tmp_path / "a.gguf")) < 1e-2
+
+
+def test_an_embedding_beyond_float16_stays_float32(tmp_path):
+    folder = tiny_llm.save(tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    held["model.embed_tokens.weight"] *= 1e6  # the norms take it back, but for the residual stream
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    quantize.quantize(folder, tmp_path / "a", Options("int4", 32, method="rtn", embedding="int8"))
+    export.export(tmp_path / "a", tmp_path / "a.gguf", "gguf")
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}["token_embd.weight"]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, artifact.state_dict(tmp_path / "a")["model.embed_tokens.weight"].numpy())
+
+
+def test_a_head_of_its_own_is_written_though_the_config_says_tied(tmp_path):
+    folder = tiny_llm.save(tmp_path / "m", tie_word_embeddings=True)
+    held = load_file(folder / "model.safetensors")
+    table = held["model.embed_tokens.weight"]
+    for name, head in (("same", table.clone()), ("own", table + 0.3 * torch.randn_like(table))):
+        save_file(held | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+        export.export(folder, tmp_path / f"{name}.gguf", "gguf", "f32")
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            wanted = model(torch.tensor(IDS[None])).logits[0].numpy()
+        assert off(wanted, theirs(tmp_path / f"{name}.gguf")) < 3e-3
+        names = {t.name for t in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        assert ("output.weight" in names) == (name == "own")
+
+
+def test_layers_behind_the_models_own_are_left_out(home, tmp_path):
+    folder = tiny_llm.save(tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    more = {n.replace("layers.2.", "layers.3."): t.clone() for n, t in held.items() if "layers.2." in n}
+    save_file(held | more | {"model.layers.3.eh_proj.weight": torch.zeros(64, 128)}, folder / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f32")
+    assert off(ours(home / "llama"), theirs(tmp_path / "a.gguf")) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("mistral", {}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    ],
+)
+def test_a_sliding_window_is_refused_with_what_is_the_same_model_inside_it(tmp_path, family, shape):
+    folder = tiny_llm.save(tmp_path / "m", family, **shape)
+    with pytest.raises(FewbitError, match="reaches back 16 tokens") as caught:
+        export.export(folder, tmp_path / "a.gguf", "gguf", "f32")
+    assert "sliding_window null and max_position_embeddings 16" in str(caught.value)
+    wanted = ours(folder, IDS[:16])
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": None, "max_position_embeddings": 16, "use_sliding_window": False, "layer_types": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    export.export(folder, tmp_path / "a.gguf", "gguf", "f32")
+    assert off(wanted, theirs(tmp_path / "a.gguf", IDS[:16])) < 3e-3
 
 
 def with_tokenizer(folder: Path, change, **shape) -> Path:

@@ -54,10 +54,23 @@ def check(folder: Path, kind: str, given: Options | None = None) -> tuple[dict[s
         raise FewbitError(
             f"{folder}: rotary embeddings are {str(rope['rope_type'])[:40]!r}; default, linear and llama3 are known"
         )
+    _check_window(config, folder)
     gguf_vocab.metadata(folder, config)
     entry = config.get("quantization_config")
     recipe = packed.from_config(entry, str(folder)) if entry else None
     return config, recipe, _chosen(recipe, kind, folder)
+
+
+def _check_window(config: dict[str, Any], folder: Path) -> None:
+    """llama.cpp's models of these families attend to all that came before."""
+    window, context = config.get("sliding_window"), int(config["max_position_embeddings"])
+    used = config["model_type"] == "mistral" or config.get("use_sliding_window")
+    if used and window and int(window) < context:
+        raise FewbitError(
+            f"{folder}: attention reaches back {window} tokens (sliding_window), in llama.cpp {config['model_type']} has no such "
+            f"window; for texts of up to {window} tokens the model is the same with sliding_window null and "
+            f"max_position_embeddings {window} in config.json"
+        )
 
 
 def plain_kind(kind: str, given: Options) -> bool:
@@ -118,7 +131,9 @@ def _tensor(key: str, tensors: Tensors, recipe: Recipe | None, config: dict[str,
     name, _, leaf = key.rpartition(".")
     if leaf in ("scale", "zero_point") or key.endswith("rotary_emb.inv_freq"):
         return []
-    if name == "lm_head" and config.get("tie_word_embeddings"):
+    if name == "lm_head" and leaf == "weight" and _is_embedding(key, tensors):
+        return []
+    if _beyond(name, config):
         return []
     where, entry = str(tensors.folder), tensors.shape(key)
     order = _order(name, config)
@@ -126,11 +141,9 @@ def _tensor(key: str, tensors: Tensors, recipe: Recipe | None, config: dict[str,
     if leaf in ("blocks", "codes") and recipe is not None:
         layer = recipe.of(name)
         if name in OUTSIDE and not _holds(layer):  # an embedding, which llama.cpp takes in float too
-            return [
-                Tensor(
-                    full, (entry[0], tensors.shape(f"{name}.scale")[1] * layer.group_size), 1, lambda: _half(name, tensors, layer)
-                )
-            ]
+            table = packed.dequantize(packed.read(name, tensors, layer, where))
+            number, dtype = FLOAT_TYPES["f16" if fits_float16(table) else "f32"]
+            return [Tensor(full, table.shape, number, lambda: table.astype(dtype))]
         kind = ggml.TYPES[holder(layer, where)]
         groups = tensors.shape(f"{name}.scale") if leaf == "codes" else (entry[0], entry[1] // kind.record.itemsize)
         columns = groups[1] * (layer.group_size if leaf == "codes" else kind.block)
@@ -141,8 +154,32 @@ def _tensor(key: str, tensors: Tensors, recipe: Recipe | None, config: dict[str,
         return [Tensor(full, (entry[0], columns), kind.number, rows)]
     if leaf not in ("weight", "bias"):
         raise FewbitError(f"{where}: the tensor {key[:80]} has no known name in llama.cpp")
-    number, dtype = FLOAT_TYPES["f32" if len(entry) == 1 or chosen == "f32" else "f16"]
+    plain = len(entry) == 1 or chosen == "f32" or not fits_float16(_float(tensors, key))
+    number, dtype = FLOAT_TYPES["f32" if plain else "f16"]
     return [Tensor(full, entry, number, lambda: order(_float(tensors, key).astype(dtype)))]
+
+
+def fits_float16(array: np.ndarray) -> bool:
+    """Whether float16 holds these numbers as well as it does numbers in the middle of its range: none becomes infinite, and what
+    is lost of the small ones is small beside the whole."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.isfinite(half).all():
+        return False
+    lost = float(np.linalg.norm((half.astype(np.float32) - array).ravel()))
+    return lost <= 2.0**-11 * float(np.linalg.norm(array.ravel()))
+
+
+def _is_embedding(head: str, tensors: Tensors) -> bool:
+    """llama.cpp takes the embedding where a file has no head. What config.json calls tied may still have a head of its own."""
+    ours, table = tensors(head), tensors("model.embed_tokens.weight")
+    return ours is not None and table is not None and np.array_equal(ours, table)
+
+
+def _beyond(name: str, config: dict[str, Any]) -> bool:
+    """Layers that predict further tokens lie behind the model's own, and are no part of it."""
+    parts = name.split(".", 3)
+    return parts[:2] == ["model", "layers"] and parts[2].isdigit() and int(parts[2]) >= int(config["num_hidden_layers"])
 
 
 def _float(tensors: Tensors, key: str) -> np.ndarray:
@@ -152,10 +189,6 @@ def _float(tensors: Tensors, key: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise FewbitError(f"{tensors.folder}: {key} holds numbers that are not finite; download it again")
     return array
-
-
-def _half(name: str, tensors: Tensors, layer: Layer) -> np.ndarray:
-    return packed.dequantize(packed.read(name, tensors, layer, str(tensors.folder))).astype(np.float16)
 
 
 def _blocks(name: str, leaf: str, tensors: Tensors, layer: Layer, kind: ggml.Type) -> np.ndarray:
@@ -214,9 +247,6 @@ def _shape(config: dict[str, Any]) -> _Shape:
 def _metadata(name: str, config: dict[str, Any], chosen: str) -> dict[str, Any]:
     arch = "llama" if PERMUTED[config["model_type"]] else config["model_type"]
     shape, rope = _shape(config), _rope(config)
-    context = int(config["max_position_embeddings"])
-    if config["model_type"] == "mistral" and config.get("sliding_window"):
-        context = min(context, int(config["sliding_window"]))  # llama.cpp's llama attends to everything: true up to there
     file_type = ggml.TYPES[chosen].file_type if chosen in ggml.TYPES else FLOAT_TYPES[chosen][0]
     found: dict[str, Any] = {
         "general.architecture": arch,
@@ -225,7 +255,7 @@ def _metadata(name: str, config: dict[str, Any], chosen: str) -> dict[str, Any]:
         "general.file_type": file_type,
         "general.quantization_version": 2,
         f"{arch}.block_count": int(config["num_hidden_layers"]),
-        f"{arch}.context_length": context,
+        f"{arch}.context_length": int(config["max_position_embeddings"]),
         f"{arch}.embedding_length": shape.hidden,
         f"{arch}.feed_forward_length": int(config["intermediate_size"]),
         f"{arch}.attention.head_count": shape.heads,
