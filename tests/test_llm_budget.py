@@ -14,7 +14,7 @@ from typer.testing import CliRunner  # noqa: E402
 import fewbit  # noqa: E402
 from fewbit.cli.main import app  # noqa: E402
 from fewbit.errors import FewbitError  # noqa: E402
-from fewbit.llm import artifact, budget, calibration, packed, perplexity, quantize, simulate  # noqa: E402
+from fewbit.llm import artifact, budget, calibration, consumers, export, packed, perplexity, quantize, simulate  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 
 
@@ -44,6 +44,43 @@ def test_bits_go_where_they_save_most_and_never_beyond_the_budget():
         assert found <= 3 * best  # greedy along the hulls; what the last step leaves unspent
     with pytest.raises(FewbitError, match="at least 3.5"):
         budget.allocate(losses, weights, 3.0, overhead)
+
+
+def test_layers_that_must_share_a_width_do_and_only_the_widths_that_run_are_chosen():
+    random = np.random.default_rng(1)
+    names = [f"l{k}.{n}" for k in range(3) for n in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")]
+    losses = {n: {b: float(np.exp(3 * random.standard_normal()) * 4.0**-b) for b in budget.WIDTHS} for n in names}
+    weights = {n: 10 + k for k, n in enumerate(names)}
+    together = consumers.fused(names)
+    assert len(together) == 6 and all(len(g) == (3 if "q_proj" in g[0] else 2) for g in together)
+    bits = budget.allocate(losses, weights, 6.5, lambda b: b + 0.125, consumers.widths("vllm", True), together)
+    assert set(bits.values()) == {4, 8} and bits.keys() == losses.keys()
+    assert all(len({bits[n] for n in group}) == 1 for group in together)
+    assert sum((b + 0.125) * weights[n] for n, b in bits.items()) <= 6.5 * sum(weights.values())
+
+
+def test_an_artifact_for_vllm_has_one_width_where_vllm_runs_one_layer(tmp_path):
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    folder, text = tiny_llm.save(tmp_path / "m", num_hidden_layers=2, **shape), tiny_llm.text(tmp_path / "t.txt")
+    options = Options("int4", 128, True, "gptq", 4, 32, 5.5)
+    quantize.quantize(folder, tmp_path / "free", Options("int4", 128, True, "gptq", 4, 32, 3.4), text)
+    quantize.quantize(folder, tmp_path / "a", options, text, consumer="vllm")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
+    recipe = packed.from_config(config, "a")
+    names = [n.removesuffix(".weight") for n in artifact.state_dict(tmp_path / "a") if "proj" in n]
+    assert {recipe.of(n).bits for n in names} == {4, 8}
+    assert all(len({recipe.of(n).bits for n in group}) == 1 for group in consumers.fused(names))
+    export.export(tmp_path / "a", tmp_path / "ct", "compressed-tensors", consumer="vllm")
+    with pytest.raises(FewbitError, match="its kernels do not run int"):
+        export.export(tmp_path / "free", tmp_path / "b", "compressed-tensors", consumer="vllm")
+    with pytest.raises(FewbitError, match="give --symmetric with --bits-per-weight"):
+        quantize.quantize(folder, tmp_path / "c", Options("int4", 128, False, "gptq", 4, 32, 5.5), text, consumer="vllm")
+
+
+def test_what_vllm_runs_as_one_and_differs_is_refused(tmp_path):
+    layers = {f"model.layers.0.self_attn.{n}_proj": packed.Layer("int8" if n == "v" else "int4", 128, True) for n in "qkv"}
+    with pytest.raises(FewbitError, match="v_proj as one, which are int4, int4, int8"):
+        consumers._one_width(layers)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ because a norm follows; an error counts the same in whichever block it arises. W
 where a bit buys most (the convex hull of each layer's losses, Shoham and Gersho 1988).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -64,16 +64,42 @@ def block_losses(
     return found, wanted
 
 
-def allocate(losses: Losses, weights: dict[str, int], budget: float, overhead: Callable[[int], float]) -> dict[str, int]:
-    """Bits of each layer: stored bits (overhead(bits)) a weight within budget on average. weights: how many each layer has."""
+def allocate(
+    losses: Losses,
+    weights: dict[str, int],
+    budget: float,
+    overhead: Callable[[int], float],
+    widths: tuple[int, ...] = WIDTHS,
+    together: Sequence[list[str]] = (),
+) -> dict[str, int]:
+    """Bits of each layer: stored bits (overhead(bits)) a weight within budget on average.
+
+    Args:
+        losses: Of each layer at each width.
+        weights: How many each layer has.
+        budget: Bits a weight.
+        overhead: Stored bits of a weight of so many bits.
+        widths: What there is to choose from, ascending.
+        together: Layers that must have one width.
+    """
+    joined = {names[0]: names for names in together} | {n: [n] for n in losses if not any(n in names for names in together)}
+    sums = {n: {b: sum(losses[m][b] for m in names) for b in widths} for n, names in joined.items()}
+    counts = {n: sum(weights[m] for m in names) for n, names in joined.items()}
+    chosen = _spend(sums, counts, budget, overhead, widths)
+    return {m: chosen[n] for n, names in joined.items() for m in names}
+
+
+def _spend(
+    losses: Losses, weights: dict[str, int], budget: float, overhead: Callable[[int], float], widths: tuple[int, ...]
+) -> dict[str, int]:
     total = sum(weights.values())
-    least = overhead(WIDTHS[0])
+    least = overhead(widths[0])
     if budget < least:
-        raise FewbitError(f"--bits-per-weight {budget:g}: at least {least:g}, int{WIDTHS[0]} with its scales, is needed")
-    bits = dict.fromkeys(losses, WIDTHS[0])
+        raise FewbitError(f"--bits-per-weight {budget:g}: at least {least:g}, int{widths[0]} with its scales, is needed")
+    bits = dict.fromkeys(losses, widths[0])
     spent = least * total
     steps = sorted(
-        ((-gain / cost, name, to) for name, own in losses.items() for to, gain, cost in _hull(own, weights[name])),
+        ((-gain / cost, name, to) for name, own in losses.items() for to, gain, cost in _hull(own, weights[name], widths)),
     )
     closed: set[str] = set()
     for _, name, to in steps:
@@ -85,11 +111,11 @@ def allocate(losses: Losses, weights: dict[str, int], budget: float, overhead: C
     return bits
 
 
-def _hull(losses: dict[int, float], weights: int) -> list[tuple[int, float, float]]:
+def _hull(losses: dict[int, float], weights: int, widths: tuple[int, ...]) -> list[tuple[int, float, float]]:
     """(bits, loss saved, bits spent) of the steps along the lower convex hull, steepest first."""
-    at, steps = WIDTHS[0], []
-    while at < WIDTHS[-1]:
-        to = max((b for b in WIDTHS if b > at), key=lambda b: (losses[at] - losses[b]) / (b - at))
+    at, steps = widths[0], []
+    while at < widths[-1]:
+        to = max((b for b in widths if b > at), key=lambda b: (losses[at] - losses[b]) / (b - at))
         steps.append((to, losses[at] - losses[to], float((to - at) * weights)))
         at = to
     return steps

@@ -14,11 +14,11 @@ import torch
 
 from fewbit.errors import FewbitError
 from fewbit.llm import packed, plain, relayout
+from fewbit.llm.consumers import FUSED
 from fewbit.llm.options import WEIGHTS, Options
 from fewbit.llm.packed import Layer, PackedWeight
 from fewbit.llm.source import Source
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))
 TOKEN = {"strategy": "token", "dynamic": True, "symmetric": True}
 ROUNDED = {  # format, weights, activations
     "w8a8": ("int-quantized", {"type": "int", "num_bits": 8, "strategy": "channel"}, TOKEN | {"type": "int", "num_bits": 8}),

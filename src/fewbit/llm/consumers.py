@@ -4,6 +4,7 @@ vLLM's rules are those that all versions of its Marlin and Machete kernels share
 transformers' were tried: 5.24 with compressed-tensors 0.20 loads no file with zero points, of llm-compressor's own neither.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fewbit.errors import FewbitError
@@ -18,6 +19,7 @@ PLACES = {
     "llama.cpp": ("gguf",),
     "transformers": ("compressed-tensors",),
 }
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))  # by vLLM
 GROUP = 128
 # Rows and columns of a weight that kernels need whole multiples of.
 MULTIPLES = {"w8a8": (16, 16), "fp8": (16, 16), "fp8-block": (128, 128), "nvfp4": (64, 128), "mxfp4": (64, 128)}
@@ -30,7 +32,10 @@ def check(consumer: str, source: Path, to: str, kind: str, given: Options) -> No
         raise FewbitError(f"--for {consumer} is unknown; choose one of {', '.join(PLACES)}")
     if to and to not in PLACES[consumer]:
         raise FewbitError(f"--for {consumer}: it does not load {to}; give --to {' or '.join(PLACES[consumer])}")
-    for name, (shape, own) in _layers(source, kind, given).items():
+    if given.bits_per_weight is not None and consumer == "vllm" and not given.symmetric:
+        raise FewbitError("--for vllm: its kernels run int8 without zero points only; give --symmetric with --bits-per-weight")
+    layers = _layers(source, kind, given)
+    for name, (shape, own) in layers.items():
         if consumer == "llama.cpp":
             _llama_cpp(name, shape, own)
         elif own.weights in ggml.TYPES:
@@ -41,6 +46,33 @@ def check(consumer: str, source: Path, to: str, kind: str, given: Options) -> No
             _vllm(name, shape, own)
         else:
             _transformers(name, shape, own)
+    if consumer == "vllm":
+        _one_width({name: own for name, (_, own) in layers.items()})
+
+
+def widths(consumer: str, symmetric: bool) -> tuple[int, ...]:
+    """Bits that --bits-per-weight may choose among."""
+    own = {"vllm": ("int4", "int8"), "llama.cpp": WEIGHTS if symmetric else ("int4", "int3", "int2")}.get(consumer, WEIGHTS)
+    return tuple(sorted(layer(w, GROUP, symmetric).bits for w in own))
+
+
+def fused(names: Iterable[str]) -> list[list[str]]:
+    """The layers among these that vLLM runs as one."""
+    held, found = set(names), []
+    for name in held:
+        head, _, part = name.rpartition(".")
+        group = next((g for g in FUSED if g[0] == part), ())
+        found.append([m for m in (f"{head}.{p}" for p in group) if m in held])
+    return sorted(g for g in found if len(g) > 1)
+
+
+def _one_width(layers: dict[str, Layer]) -> None:
+    for group in fused(layers):
+        if len({layers[n] for n in group}) > 1:
+            kinds = ", ".join(layers[n].weights for n in group)
+            raise FewbitError(
+                f"--for vllm: it runs {', '.join(group)} as one, which are {kinds}; quantize again with --for vllm"
+            )
 
 
 def _layers(source: Path, kind: str, given: Options) -> dict[str, tuple[tuple[int, int], Layer]]:

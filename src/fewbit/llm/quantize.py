@@ -41,11 +41,12 @@ def quantize(
     if given and methods.find(options.method).calibrated:
         raise FewbitError(f"--imatrix is for --method rtn; {options.method} measures more than it says")
     key = _key(structure, options, ids) | ({"imatrix": given.digest} if given else {})
+    key |= {"for": consumer} if consumer and options.bits_per_weight is not None else {}
     if _finished(out, key):
         return _record(out, structure, options, None, began)
     if first.ids:
         say(f"every sample begins with {first.names}, as the tokenizer begins a text")
-    work = Work(out, structure, key, ids, options, given)
+    work = Work(out, structure, key, ids, options, given, consumer)
     said = work.run(progress or (lambda *_: None), say)
     return _record(out, structure, options, said, began)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
-from fewbit.llm import artifact, blocks, budget, forecast, gguf, methods, packed, walk
+from fewbit.llm import artifact, blocks, budget, consumers, forecast, gguf, methods, packed, walk
 from fewbit.llm.imatrix import Importance
 from fewbit.llm.options import Options
 from fewbit.solvers import grouped
@@ -42,8 +42,9 @@ class Work:
         ids: torch.Tensor | None,
         options: Options,
         importance: Importance | None = None,
+        consumer: str = "",
     ):
-        self.importance = importance
+        self.importance, self.consumer = importance, consumer
         self.out, self.structure, self.key, self.options = out, structure, key, options
         self.method = methods.find(options.method, options.bits)
         self.batches = _batches(ids) if ids is not None else []
@@ -130,7 +131,11 @@ class Work:
                 blocks.empty(block)
             modules = dict(self.structure.model.named_modules())
             counts = {n: int(m.in_features * m.out_features) for n in losses if isinstance(m := modules[n], torch.nn.Linear)}
-            bits = budget.allocate(losses, counts, options.bits_per_weight, lambda b: budget.stored_bits(b, group, symmetric))
+            widths = consumers.widths(self.consumer, symmetric)
+            together = consumers.fused(losses) if self.consumer == "vllm" else []
+            bits = budget.allocate(
+                losses, counts, options.bits_per_weight, lambda b: budget.stored_bits(b, group, symmetric), widths, together
+            )
             write_whole(kept, json.dumps({n: f"int{b}" for n, b in bits.items()}))
         return json.loads(kept.read_text())
 
