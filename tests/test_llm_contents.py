@@ -1,6 +1,7 @@
 """A checkpoint beside its model: what lacks, lies twice, is named otherwise or is no Linear is seen before any work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,37 @@ SHAPE = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_atte
 def test_experts_are_refused_as_what_they_are(tmp_path, config):
     said = refusals(save(tmp_path / "m", config), tmp_path / "o")
     assert all("mixtures of experts are not supported" in s for s in said[:3] + said[4:])
+
+
+def test_layers_behind_the_models_own_stay_float_and_are_named_so(home, tmp_path):
+    pytest.importorskip("compressed_tensors")
+
+    def change(tensors):
+        more = {n.replace("layers.2.", "layers.3."): t.clone() for n, t in tensors.items() if "layers.2." in n}
+        tensors |= more | {"model.layers.3.eh_proj.weight": torch.zeros(64, 128)}
+
+    folder = changed(home / "untied", tmp_path / "m", change)
+    quantize.quantize(folder, tmp_path / "sym", Options("int4", 32, True, "rtn"))
+    quantize.quantize(folder, tmp_path / "a", Options("int4", 32, method="rtn"))
+    export.export(tmp_path / "sym", tmp_path / "ct", "compressed-tensors")
+    export.export(folder, tmp_path / "fp8", "compressed-tensors", "fp8")
+    export.export(tmp_path / "sym", tmp_path / "gptq", "gptq")
+    export.export(tmp_path / "a", tmp_path / "awq", "awq")
+    for out, key in (("ct", "ignore"), ("fp8", "ignore"), ("gptq", "modules_to_not_convert"), ("awq", "modules_to_not_convert")):
+        said = json.loads((tmp_path / out / "config.json").read_text())["quantization_config"]
+        held = {n: t for p in (tmp_path / out).glob("*.safetensors") for n, t in load_file(p).items()}
+        beyond = [n.removesuffix(".weight") for n, t in held.items() if ".layers.3." in n and t.ndim == 2]
+        assert len(beyond) == 8 and set(beyond) <= set(said[key])
+        assert not [n for n in said[key] if f"{n}.weight" not in held]
+        assert all(held[f"{n}.weight"].dtype == torch.float32 for n in beyond)
+    assert re.search(next(iter(said_dynamic(tmp_path / "gptq")))[2:], "model.layers.3.eh_proj")
+    for out in ("ct", "fp8"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / out, dtype=torch.float32)
+
+
+def said_dynamic(folder: Path) -> list[str]:
+    """GPTQModel's way to leave layers out, which vLLM reads too: patterns after a minus."""
+    return sorted(json.loads((folder / "config.json").read_text())["quantization_config"]["dynamic"])
 
 
 def test_names_are_those_that_transformers_loads_by(home):

@@ -46,12 +46,12 @@ def _words(codes: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.bitwise_or.reduce(parts, axis=2)).view(np.int32))
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
+def _config(recipe: Recipe, floats: tuple[str, ...]) -> dict[str, Any]:
     return {
         "quant_method": "awq",
         "bits": 4,
         "group_size": recipe.default.group_size,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": ["lm_head"],
+        "modules_to_not_convert": ["lm_head", *gptq_layout.further(floats)],
     }

@@ -69,7 +69,7 @@ def options(source: Path, kind: str, given: Options) -> Options:
 def export(folder: Path, out: Path, kind: str, given: Options) -> dict[str, Any]:
     if relayout.recipe_of(folder) is None:
         return _round(relayout.source_of(folder), out, kind, given)
-    return relayout.write(folder, out, _tensors, lambda recipe: _config(_groups(recipe), recipe.skipped))
+    return relayout.write(folder, out, _tensors, lambda recipe, floats: _config(_groups(recipe), (*recipe.skipped, *floats)))
 
 
 def _tensors(name: str, weight: PackedWeight, layer: Layer) -> dict[str, torch.Tensor]:

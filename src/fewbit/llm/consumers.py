@@ -70,9 +70,7 @@ def _one_width(layers: dict[str, Layer]) -> None:
     for group in fused(layers):
         if len({layers[n] for n in group}) > 1:
             kinds = ", ".join(layers[n].weights for n in group)
-            raise FewbitError(
-                f"--for vllm: it runs {', '.join(group)} as one, which are {kinds}; quantize again with --for vllm"
-            )
+            raise FewbitError(f"--for vllm: it runs {', '.join(group)} as one, which are {kinds}; quantize again with --for vllm")
 
 
 def _layers(source: Path, kind: str, given: Options) -> dict[str, tuple[tuple[int, int], Layer]]:

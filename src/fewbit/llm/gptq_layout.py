@@ -4,6 +4,7 @@ Zero points are stored as they are, which is "gptq_v2"; symmetric weights take t
 which everything reads.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,15 @@ def _rows(unsigned: np.ndarray, bits: int) -> torch.Tensor:
     return plain.pack_int32(torch.from_numpy((unsigned.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)), bits)
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
-    layer = recipe.default
-    return {
+def further(floats: tuple[str, ...]) -> list[str]:
+    """Layers in float among those that these layouts take for packed by their place."""
+    return [n for n in floats if ".layers." in n]
+
+
+def _config(recipe: Recipe, floats: tuple[str, ...]) -> dict[str, Any]:
+    layer, plain = recipe.default, further(floats)
+    names = {"modules_to_not_convert": plain, "dynamic": {f"-:^{re.escape(n)}$": {} for n in plain}} if plain else {}
+    return names | {
         "quant_method": "gptq",
         "bits": layer.bits,
         "group_size": layer.group_size,

@@ -64,15 +64,21 @@ def matrices(folder: Path) -> dict[str, tuple[int, ...]]:
     return {s: tensors.shape(s) for n, s in stored.items() if n in inside and not ROUTER.search(n)}
 
 
-def left_out(folder: Path, rounded: Iterable[str]) -> tuple[str, ...]:
+def left_out(folder: Path, rounded: Iterable[str] = ()) -> tuple[str, ...]:
     """Modules whose matrix stays as it is: those outside the blocks, and layers that the model of config.json does not have."""
     tensors, kept = Tensors(folder), set(rounded)
-    plain = (n for n in tensors if n.endswith(".weight") and len(tensors.shape(n)) == 2 and n not in kept)
-    return tuple(n.removesuffix(".weight") for n in plain)
+    plain = {n.removesuffix(".weight") for n in tensors if n.endswith(".weight") and len(tensors.shape(n)) == 2 and n not in kept}
+    outside = {n for n in (k.removesuffix(".codes") for k in tensors if k.endswith(".codes")) if ".layers." not in n}
+    return tuple(sorted(plain | outside))
 
 
-def write(folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe], dict[str, Any]]) -> dict[str, Any]:
-    """An artifact's layers by `layout`; what else is packed (an embedding) becomes float16."""
+def write(
+    folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe, tuple[str, ...]], dict[str, Any]]
+) -> dict[str, Any]:
+    """An artifact's layers by `layout`; what else is packed (an embedding) becomes float16, or float32 beyond its range.
+
+    config_of: of the recipe and the modules that are left in float, the quantization_config.
+    """
     recipe = recipe_of(folder)
     assert recipe is not None
     tensors, config = Tensors(folder), checkpoint.read_json(folder / "config.json", "")
@@ -85,10 +91,11 @@ def write(folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe],
             weight = packed.read(name, tensors, recipe.of(name), str(folder))
             if ".layers." in name:
                 return layout(name, weight, recipe.of(name))
-            return {f"{name}.weight": torch.from_numpy(packed.dequantize(weight)).to(torch.float16)}
+            table = torch.from_numpy(packed.dequantize(weight))
+            return {f"{name}.weight": table.to(torch.float16) if table.to(torch.float16).isfinite().all() else table}
         return {} if key in parts else {key: plain[key]}
 
-    with _written(folder, out, config | {"quantization_config": config_of(recipe)}) as save:
+    with _written(folder, out, config | {"quantization_config": config_of(recipe, left_out(folder))}) as save:
         for path in checkpoint.shards(folder):
             keys = checkpoint.entries(path)[0]
             plain = _load(path, [k for k in keys if k not in parts])
