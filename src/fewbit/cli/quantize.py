@@ -22,7 +22,9 @@ def quantize(
     env: Annotated[str | None, typer.Option(help="Gymnasium id (module:Id too): calibrate and measure there")] = None,
     env_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for gymnasium.make, repeatable")] = None,
     observations: Annotated[Path | None, typer.Option(help=f"calibrate on recorded ones: {common.OBSERVATIONS}")] = None,
-    normalizer: Annotated[Path | None, typer.Option(help="vecnormalize.pkl, if it does not lie beside the zip")] = None,
+    normalizer: Annotated[
+        Path | None, typer.Option(help="vecnormalize.pkl, if it does not lie beside the zip; none: without")
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="int8, int6, int4, int3, int2, ternary, int16, float16, bfloat16; auto: search")
     ] = "int8",

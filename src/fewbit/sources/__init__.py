@@ -58,7 +58,7 @@ def load(
         from fewbit.sources import sb3
 
         _knows_its_own(type(source).__name__, state)
-        return sb3.from_live(source)
+        return sb3.from_live(source, Path(normalizer) if normalizer else None)
     from fewbit.sources import torch_module
 
     return torch_module.load(source, observation_shape, state, likely)

@@ -1,11 +1,13 @@
 """Read a vecnormalize.pkl without unpickling it: a reader that can build arrays and nothing else.
 
-A pickle is a program. This one may name only the classes below; those that are not arrays become inert records. Any other
-name (os.system, builtins.eval, …) is refused before anything is called.
+A pickle is a program. What this one names is never imported: arrays of plain numbers are made from their bytes here, whatever
+Stable-Baselines3, Gymnasium or NumPy's generators are asked for becomes an inert record, and any other name (os.system,
+builtins.eval, …) is refused before anything is called.
 """
 
 import io
 import pickle
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,23 +53,55 @@ class _Record:
         pass
 
 
-def _dtype(name: Any, *rest: Any) -> np.dtype:
-    dtype = np.dtype(name if isinstance(name, str) else "O")
-    if dtype.kind not in "biuf":
-        raise FewbitError("the normaliser holds an array of objects, which could hide code; it is refused")
-    return dtype
+class _Dtype:
+    """A dtype of plain numbers: its name, and the byte order that is set afterwards."""
+
+    def __init__(self, name: Any, *rest: Any):
+        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?[biuf][0-9]{1,2}", name):
+            raise FewbitError("the normaliser holds an array of objects, which could hide code; it is refused")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, *rest = state
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in rest[:3]):
+            raise FewbitError("the normaliser holds an array of records; it is refused")
+        self.dtype = self.dtype.newbyteorder("<" if order == "=" else order)  # as written where "=" is little-endian
 
 
-def _array(*args: Any) -> np.ndarray:
-    return np.ndarray((0,), np.uint8)
+class _Array:
+    """An array of plain numbers, made from its bytes; a copy in this machine's byte order."""
+
+    def __init__(self, *args: Any):
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        self.set(data, dtype, shape, "F" if fortran else "C")
+
+    def set(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
+        flat = np.frombuffer(data, _plain(dtype))
+        self.value = flat.reshape(shape, order="F" if order == "F" else "C").astype(flat.dtype.newbyteorder("="))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if self.value is None:
+            raise ValueError("an array without content")
+        return self.value if dtype is None else self.value.astype(dtype)
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    return np.frombuffer(data, _dtype(np.dtype(dtype).str), 1)[0]
+def _plain(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, _Dtype):
+        raise FewbitError("the normaliser holds an array without a dtype; it is refused")
+    return dtype.dtype
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *rest: Any) -> np.ndarray:
-    return np.frombuffer(data, _dtype(np.dtype(dtype).str)).reshape(shape, order="F" if order == "F" else "C")
+def _scalar(dtype: Any, data: bytes) -> Any:
+    return np.frombuffer(data, _plain(dtype), 1)[0]
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *rest: Any) -> _Array:
+    made = _Array()
+    made.set(data, dtype, shape, order)
+    return made
 
 
 @lru_cache(8)  # a pickle may ask for the bytes of one long text any number of times
@@ -75,34 +109,23 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _bytes(data: Any = b"", *rest: Any) -> bytes:
+    """bytes as protocol 2 spells them; never of a number, which would be a length."""
+    if not isinstance(data, str | bytes):
+        raise FewbitError("the normaliser asks for memory without content; it is refused")
+    return data.encode("latin1") if isinstance(data, str) else data
+
+
 _NUMPY: dict[str, Any] = {
     "ndarray": _Record,
-    "dtype": _dtype,
-    "_reconstruct": _array,
+    "dtype": _Dtype,
+    "_reconstruct": _Array,
     "scalar": _scalar,
     "_frombuffer": _from_buffer,
 }
 _NUMPY_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"}
-_RECORDS = {
-    "VecNormalize",
-    "RunningMeanStd",
-    "Box",
-    "Dict",
-    "Discrete",
-    "MultiDiscrete",
-    "MultiBinary",
-    "OrderedDict",
-    "RandomState",
-    "Generator",
-    "__randomstate_ctor",
-    "__generator_ctor",
-    "__bit_generator_ctor",
-    "PCG64",
-    "MT19937",
-    "RandomNumberGenerator",
-    "SeedSequence",
-}
-_RECORD_ROOTS = ("stable_baselines3.", "gym.", "gymnasium.", "numpy.random.", "collections")
+# Of these only records are made, whatever they are called: the spaces' generators have other parts in every version of NumPy.
+_RECORD_ROOTS = ("stable_baselines3.", "gym.", "gymnasium.", "numpy.random.", "collections.")
 
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # the Python one: its every step can be reasoned about
@@ -113,9 +136,9 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # the Python on
             return _latin1
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module in ("builtins", "__builtin__") and name == "set":
-            return set
-        if name in _RECORDS and (module + ".").startswith(_RECORD_ROOTS):
+        if module in ("builtins", "__builtin__") and name in ("set", "bytes"):
+            return set if name == "set" else _bytes
+        if f"{module}.".startswith(_RECORD_ROOTS):
             return _Record
         raise FewbitError(f"it names {module}.{name}, which is no part of a VecNormalize and could execute code; nothing was run")
 

@@ -19,8 +19,10 @@ try:
 except ImportError as e:
     raise MissingExtra(e.name or "stable-baselines3", "sb3") from None
 
-from fewbit.sources import sb3_archive
+from fewbit.sources import beside, sb3_archive
 from fewbit.sources.sb3_capture import capture
+
+NONE = Path("none")  # --normalizer none: what lies beside the zip is not its
 
 # Tensors that acting does not read; a file without them is complete.
 _UNUSED = (
@@ -36,18 +38,26 @@ _UNUSED = (
 
 
 def load(path: Path, normalizer: Path | None = None) -> Source:
-    """The policy in an SB3 zip, with the normaliser given or lying beside it as vecnormalize.pkl."""
-    policy = build(path)
-    beside = path.with_name("vecnormalize.pkl")
-    chosen = normalizer or (beside if beside.exists() else None)
+    """The policy in an SB3 zip, with the normaliser given or lying beside it (sources/beside); normalizer "none": without one."""
+    archive = sb3_archive.read(path)
+    policy = _policy(path, archive)
+    chosen = None if normalizer == NONE else normalizer or beside.find(path)
+    if chosen is None and normalizer is None and archive.normalized:
+        raise FewbitError(
+            f"{path}: it was trained behind a VecNormalize, whose file does not lie beside it; give --normalizer FILE, or "
+            "--normalizer none where observations were not normalised"
+        )
     norm = read_normalizer(chosen) if chosen else None
     parts = [path.read_bytes()] + ([chosen.read_bytes()] if chosen else [])
-    return capture(policy, norm, path.name, digest(*parts))
+    return capture(policy, norm, path.name, digest(*parts), normalizer_file=chosen.name if chosen else None)
 
 
 def build(path: Path) -> BasePolicy:
     """The policy object of an SB3 zip, for acting, on the CPU."""
-    archive = sb3_archive.read(path)
+    return _policy(path, sb3_archive.read(path))
+
+
+def _policy(path: Path, archive: sb3_archive.Archive) -> BasePolicy:
     try:
         return _build(archive)
     except FewbitError as e:
@@ -122,10 +132,10 @@ def _policy_class(archive: sb3_archive.Archive) -> type[BasePolicy]:
     return cls
 
 
-def from_live(model: Any) -> Source:
-    """A live algorithm object; its VecNormalize, if any, is captured too."""
-    wrapper = model.get_vec_normalize_env()
-    norm = None
+def from_live(model: Any, normalizer: Path | None = None) -> Source:
+    """A live algorithm object; its VecNormalize, if any, is captured too, unless another is given, or "none"."""
+    wrapper = model.get_vec_normalize_env() if normalizer is None else None
+    norm = read_normalizer(normalizer) if normalizer is not None and normalizer != NONE else None
     if wrapper is not None and wrapper.norm_obs:
         rms = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"": wrapper.obs_rms}
         chosen = getattr(wrapper, "norm_obs_keys", None)

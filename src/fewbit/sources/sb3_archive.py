@@ -28,7 +28,8 @@ _IGNORED = {":type:", ":serialized:", "optimizer_class", "optimizer_kwargs", "de
 
 @dataclass(frozen=True)
 class Archive:
-    """policy: (module, class) as the file names them; kwargs for it; state: name -> tensor."""
+    """policy: (module, class) as the file names them; kwargs for it; state: name -> tensor; normalized: was it trained behind a
+    VecNormalize? Known of what keeps no replay buffer: the observation before normalisation is kept only there."""
 
     module: str
     policy: str
@@ -36,6 +37,7 @@ class Archive:
     observation_space: spaces.Space
     action_space: spaces.Space
     state: dict[str, torch.Tensor]
+    normalized: bool = False
 
 
 def read(path: Path) -> Archive:
@@ -96,6 +98,7 @@ def _archive(data: dict[str, Any], state: Any) -> Archive:
         space(data["observation_space"]),
         space(data["action_space"]),
         state,
+        "buffer_size" not in data and data.get("_last_original_obs") is not None,
     )
 
 

@@ -83,12 +83,13 @@ def capture(
     fingerprint: str,
     module: Callable[..., torch.nn.Module] = Deterministic,
     outputs: Sequence[str] = ("action",),
+    normalizer_file: str | None = None,
 ) -> Source:
     """The deterministic policy as a straightened ONNX graph; or what another module(policy, normalizer, names) gives of it."""
     space = policy.observation_space
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
     if normalizer is not None:
-        _check_normalizer(normalizer, parts, isinstance(space, spaces.Dict))
+        _check_normalizer(normalizer, parts, isinstance(space, spaces.Dict), normalizer_file)
     examples = {}
     for key, part in parts.items():
         discrete = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
@@ -112,23 +113,37 @@ def capture(
         model = torch_module.export(step, examples, [*outputs, *(s.output for s in states)])
     finally:
         torch.distributions.Distribution.set_default_validate_args(validate)
-    contract = _contract(policy, parts, normalizer) | {"recurrent_state": [s.name for s in states] or None}
+    contract = _contract(policy, parts, normalizer, normalizer_file) | {"recurrent_state": [s.name for s in states] or None}
     contract |= {} if masks is None else {MASKS: f"input {MASKS} [{masks}]: 1 where a choice is allowed, 0 where it is not"}
     run = original.of_module(step, examples, [*outputs, *(s.output for s in states)])
     return Source(model, name, fingerprint, contract, tuple(s.record for s in states), run)
 
 
-def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is_dict: bool) -> None:
+def _check_normalizer(normalizer: Normalizer, parts: dict[str, spaces.Space], is_dict: bool, file: str | None) -> None:
     for key, mean in normalizer.mean.items():
         part = parts.get(key if is_dict else "observation")
-        if part is None or part.shape != mean.shape:
-            raise FewbitError(
-                f"the normaliser is for observations of shape {list(mean.shape)}, the policy takes "
-                f"{list(part.shape or ()) if part is not None else list(parts)}"
-            )
+        if part is not None and part.shape == mean.shape:
+            continue
+        takes = list(part.shape or ()) if part is not None else list(parts)
+        raise FewbitError(
+            f"the normaliser{f' {file}' if file else ''} is for observations{f' {key}' if key else ''} of shape "
+            f"{list(mean.shape)}, the policy takes {takes}{_stacked(part, mean)}; give another --normalizer FILE, or "
+            "--normalizer none and --observations as the policy sees them (normalised already)"
+        )
 
 
-def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: Normalizer | None) -> dict[str, Any]:
+def _stacked(part: spaces.Space | None, mean: np.ndarray) -> str:
+    """Frames that are stacked after they were normalised are more than one observation, and the first ones are zeros of that."""
+    shape = part.shape if part is not None else None
+    if not shape or not mean.shape or shape[:-1] != mean.shape[:-1] or shape[-1] % mean.shape[-1] or shape == mean.shape:
+        return ""
+    count = shape[-1] // mean.shape[-1]
+    return f", {count} of them (VecFrameStack over VecNormalize?), which a graph of raw observations cannot hold"
+
+
+def _contract(
+    policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: Normalizer | None, file: str | None
+) -> dict[str, Any]:
     action = policy.action_space
     described: dict[str, Any] = {"type": type(action).__name__, "shape": list(action.shape or ())}
     if isinstance(action, spaces.Box):
@@ -140,4 +155,4 @@ def _contract(policy: BasePolicy, parts: dict[str, spaces.Space], normalizer: No
         "observation": {k: list(p.shape or ()) for k, p in parts.items()},
         "action": described,
         "normalizer": None if normalizer is None else {"clip": normalizer.clip, "epsilon": normalizer.epsilon},
-    }
+    } | ({} if file is None else {"normalizer_file": file})
