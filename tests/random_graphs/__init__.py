@@ -1,0 +1,1 @@
+"""Random ONNX networks as exporters write policies (sample), and what fewbit makes of them (verdict, minimise)."""

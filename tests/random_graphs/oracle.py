@@ -1,0 +1,75 @@
+"""A network with rows to run it on, and the right answer: ONNX Runtime without optimisation, or ONNX's reference evaluator."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A network, rows of its inputs (states excepted), its states (input -> output) and what is odd about it."""
+
+    seed: int
+    model: onnx.ModelProto
+    feeds: dict[str, np.ndarray]
+    states: dict[str, str] = field(default_factory=dict)
+    baked: bool = False
+
+    @property
+    def operators(self) -> set[str]:
+        inside = [n for f in self.model.functions for n in f.node]
+        local = {(f.domain, f.name) for f in self.model.functions}
+        return {n.op_type for n in [*self.model.graph.node, *inside] if (n.domain, n.op_type) not in local}
+
+
+class Oracle:
+    """The float network: ONNX Runtime without optimisation; ONNX's reference evaluator where that has no kernel."""
+
+    def __init__(self, model: onnx.ModelProto, baked: bool = False):
+        self.baked, self.names = baked, [o.name for o in model.graph.output]
+        options = ort.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.runner = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:
+            self.runner = ReferenceEvaluator(model)
+
+    def __call__(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Every output; of a baked batch row by row, rows stacked where the output has a batch."""
+        if not self.baked:
+            return [np.asarray(o) for o in self.runner.run(None, feeds)]
+        count = len(next(iter(feeds.values())))
+        rows = [self.runner.run(None, {k: v[i : i + 1] for k, v in feeds.items()}) for i in range(count)]
+        return [np.concatenate([np.asarray(r[k])[None] for r in rows]) for k in range(len(self.names))]
+
+
+def well_behaved(made: Sample, rng: np.random.Generator) -> bool:
+    """Does the checker take it, an evaluator run it, and does a small change of an observation change little?"""
+    try:
+        onnx.checker.check_model(made.model, full_check=True)
+    except Exception:
+        return False
+    if made.states:
+        return True
+    try:
+        run = Oracle(made.model, made.baked)
+        cut = {k: v[:32] for k, v in made.feeds.items()}
+        near = {k: v if v.dtype.kind in "iub" else (v + rng.uniform(-1, 1, v.shape) * np.ptp(v, 0) * 2**-13).astype(v.dtype)
+                for k, v in cut.items()}  # fmt: skip
+        pairs = list(zip(run(cut), run(near), strict=True))
+    except Exception:
+        return False
+    for a, b in pairs:
+        if a.dtype.kind == "f":
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            if not np.isfinite(a).all() or not np.abs(a).max(initial=0) < 1e4 or a.size == 0:
+                return False
+            if np.abs(a - b).max() > 0.002 * max(np.ptp(a), 1e-3):
+                return False
+        elif (a != b).mean() > 0.02:
+            return False
+    return True

@@ -1,0 +1,266 @@
+"""What fewbit makes of one network: right in every executor, refused by a line that names its cause, or at fault and how."""
+
+import re
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import fewbit
+from fewbit.engine import reference
+from fewbit.engine.lower import lower
+from fewbit.engine.policy import Policy
+from fewbit.errors import Unsupported
+from fewbit.graph.read import read
+from random_graphs.oracle import Oracle, Sample
+
+SCHEMES = {
+    "int16": fewbit.Scheme(weights="int16", activations="uint16", method="rtn"),
+    "int8": fewbit.Scheme(weights="int8", activations="uint8", method="rtn"),
+}
+CHECKED = 24  # rows
+LIMIT = {"int16": 0.01, "int8": 0.35}  # of an output's range
+OTHER_RUNTIME = {"int16": 0.01, "int8": 0.35}
+FOREIGN = ("ONNXRuntimeError", "ONNX Runtime cannot run", "Traceback", "onnxruntime.capi")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """status: "right", "refused" or "fault"; why: the refusal; faults: what is wrong, each line's kind before its first colon."""
+
+    status: str
+    why: str = ""
+    faults: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The first fault of each kind."""
+        return {kind_of(f, self.names): f for f in reversed(self.faults)}
+
+
+def kind_of(text: str, names: tuple[str, ...]) -> str:
+    """What a message has in common with others of its kind: the network's own names and numbers are taken out."""
+    text = re.sub(r"(unclear refusal \([^)]*\): )?\S*network\.onnx: ", r"\1", text)
+    text = text.replace("[ONNXRuntimeError] : ", "").replace("ONNX Runtime cannot run this network", "")
+    text = re.sub(r"/tmp/\S*onnx:", "", text)
+    for name in sorted(names, key=len, reverse=True):
+        if len(name) > 1:
+            text = re.sub(r"(?<![\w/])" + re.escape(name) + r"[\w./]*(?!\w)", "*", text)
+    text = re.sub(
+        r"Node \([^)]*\)|(node|input|output|tensor|value|initializer|weight|name) [^:(]*?(?=[:(]| has| declares| is |$)",
+        "*",
+        text,
+    )
+    text = re.sub(r"^(int16|int8) ", "", text)
+    return re.sub(r"-?\d+(\.\d+)?(e[-+]?\d+)?", "#", text)[:120]
+
+
+class Fault(Exception):
+    """Something is wrong; the message begins with its kind and a colon."""
+
+
+def judge(made: Sample, folder: Path, schemes: tuple[str, ...] = ("int16", "int8")) -> Verdict:
+    path = folder / "network.onnx"
+    onnx.save(made.model, path)
+    refusals, faults, names = [], [], _names(made)
+    for scheme in schemes:
+        try:
+            artifact = _quantized(made, path, scheme)
+        except fewbit.FewbitError as e:
+            if (unclear := _unclear(str(e), made)) is not None:
+                faults.append(f"unclear refusal ({unclear}): {e}")
+            refusals.append(str(e))
+            continue
+        except Exception as e:
+            faults.append(f"crash in quantize {where(e)}: {type(e).__name__}: {e}")
+            continue
+        faults += [f"{scheme} {f}" for f in _faults(made, artifact, folder / f"{scheme}.onnx", scheme)]
+    if faults:
+        return Verdict("fault", faults[0], tuple(dict.fromkeys(faults)), names)
+    return Verdict("refused", refusals[0], (), names) if refusals else Verdict("right")
+
+
+def _names(made: Sample) -> tuple[str, ...]:
+    """What the network's values and nodes are called; operators' names are left to tell kinds apart."""
+    graph = made.model.graph
+    nodes = [*graph.node, *(n for f in made.model.functions for n in f.node)]
+    names = (
+        {n.name for n in nodes}
+        | {v for n in nodes for v in [*n.input, *n.output]}
+        | {v.name for v in [*graph.input, *graph.output]}
+    )
+    return tuple(names - made.operators - {""})
+
+
+def _faults(made: Sample, artifact, path: Path, scheme: str) -> Iterator[str]:
+    """What is wrong with an artifact: its file, and each executor's outputs."""
+    artifact.save(path)
+    file = onnx.load(path)
+    checks = (_check_ends, _check_onnxruntime, _check_own) if not made.states else (_compare_steps,)
+    for check in checks:
+        try:
+            check(made, file, path, scheme)
+        except Fault as e:
+            yield str(e)
+        except Exception as e:
+            yield f"crash in {check.__name__} {where(e)}: {type(e).__name__}: {e}"
+
+
+def where(e: Exception) -> str:
+    """The innermost line of fewbit that it went through."""
+    frames = [f for f in traceback.extract_tb(e.__traceback__) if "/fewbit/" in f.filename]
+    return f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "outside"
+
+
+def _quantized(made: Sample, path: Path, scheme: str):
+    rows = {k: v for k, v in made.feeds.items()}
+    given = next(iter(rows.values())) if len(rows) == 1 else rows
+    return fewbit.quantize(path, observations=given, scheme=SCHEMES[scheme])
+
+
+def _unclear(text: str, made: Sample) -> str | None:
+    """What a refusal lacks: one line that names an operator, a tensor, a node, a dtype, an opset or an option."""
+    if "\n" in text.strip():
+        return "more than one line"
+    if any(word in text for word in FOREIGN):
+        return "another runtime's words"
+    listed = text.split("the policy takes ")[-1].split(", ")
+    if "the policy takes " in text and {t.name for t in made.model.graph.initializer} & set(listed):
+        return "initializers taken for inputs"
+    names = {*_names(made), *made.operators, "float16", "float64", "double", "opset", "batch", "--", "dtype"}
+    behind = text.split(".onnx:", 1)[-1]
+    return None if any(n in behind for n in names if n) else "names nothing of the network"
+
+
+def _check_ends(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> None:
+    """Names and order of outputs, and names of inputs, are the network's."""
+    names = [o.name for o in made.model.graph.output]
+    if [o.name for o in file.graph.output] != names:
+        raise Fault(f"outputs renamed: {[o.name for o in file.graph.output]}, must be {names}")
+    constants = {t.name for t in file.graph.initializer}
+    takes = {v.name for v in file.graph.input} - constants
+    if takes != set(made.feeds):
+        raise Fault(f"inputs renamed: {sorted(takes)}, must be {sorted(made.feeds)}")
+
+
+def _rows(made: Sample) -> dict[str, np.ndarray]:
+    return {k: v[:CHECKED] for k, v in made.feeds.items()}
+
+
+def _wanted(made: Sample) -> list[np.ndarray]:
+    return Oracle(made.model, made.baked)(_rows(made))
+
+
+def _check_onnxruntime(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> None:
+    got = _onnxruntime(file, _rows(made))
+    for k, (expected, found) in enumerate(zip(_wanted(made), got, strict=True)):
+        _near(f"onnxruntime output {k}", expected, found, OTHER_RUNTIME[scheme], made.baked)
+
+
+def _check_own(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> None:
+    """The reference near the float network, the native engine equal to the reference; or load() gives what runs it elsewhere."""
+    feeds, want = _rows(made), _wanted(made)
+    try:
+        program = lower(read(path))
+    except Unsupported:
+        got = fewbit.load(path)(next(iter(feeds.values())) if len(feeds) == 1 else feeds)
+        return _near("loaded output 0", want[0], got[0] if isinstance(got, tuple) else got, LIMIT[scheme], made.baked)
+    registers = reference.run(program, feeds)
+    ours = [np.asarray(registers[o]) for o in program.outputs]
+    for k, (expected, found) in enumerate(zip(want, ours, strict=True)):
+        _near(f"reference output {k}", expected, found, LIMIT[scheme], made.baked)
+    _compare_natively(path, program, feeds, ours)
+
+
+def _compare_natively(path: Path, program, feeds: dict[str, np.ndarray], ours: list[np.ndarray]) -> None:
+    policy = fewbit.load(path)
+    elsewhere = isinstance(policy, Policy) and not policy.executor.startswith("native")
+    given = next(iter(feeds.values())) if len(feeds) == 1 else feeds
+    got = policy(given)
+    got = got if isinstance(got, tuple) else (got,)
+    for k, (expected, found) in enumerate(zip(ours, got, strict=False)):
+        same = found.dtype == expected.dtype and found.shape == expected.shape
+        if not same:
+            raise Fault(
+                f"native type: output {k} is {found.dtype}{found.shape}, the reference's {expected.dtype}{expected.shape}"
+            )
+        if program.exact and not elsewhere and not np.array_equal(found, expected):
+            raise Fault(f"native bits: output {k} differs in {(found != expected).mean():.3f} of the values")
+        if not program.exact or elsewhere:
+            _near(f"native output {k}", expected, found, 0.01, False)
+
+
+def _onnxruntime(file: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    try:
+        runner = ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return runner.run(None, feeds)
+    except Exception as e:
+        raise Fault(f"onnxruntime refuses the artifact: {' '.join(str(e).split())[:300]}") from None
+
+
+def _near(what: str, want: np.ndarray, got: np.ndarray, limit: float, baked: bool) -> None:
+    if baked and want.shape != got.shape and want.size == got.size:
+        got = got.reshape(want.shape)  # the batch made free, or rows of their own
+    if want.shape != got.shape:
+        if baked and want.ndim and got.size * len(want) == want.size:
+            got = np.broadcast_to(got.reshape(1, *want.shape[1:]), want.shape)  # a constant, once
+        else:
+            raise Fault(f"wrong shape of {what}: {got.shape}, must be {want.shape}")
+    if want.dtype != got.dtype:
+        raise Fault(f"wrong dtype of {what}: {got.dtype}, must be {want.dtype}")
+    if want.dtype.kind != "f":
+        share = float((want != got).mean()) if want.size else 0.0
+        if share > (0.05 if limit < 0.1 else 0.5):
+            raise Fault(f"wrong {what}: {share:.3f} of the integers differ")
+        return
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    error = float(np.abs(a - b).max() / max(np.ptp(a), 1e-2 * np.abs(a).max(), 1e-3)) if a.size else 0.0
+    if not error < limit:
+        raise Fault(f"wrong {what}: {error:.4f} of its range")
+
+
+def _compare_steps(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> None:
+    """A network that remembers: actions of two episodes' steps, each executor's from a reset on."""
+    steps, count = 8, 1 if made.baked else 3
+    seen = {k: v[: steps * count].reshape(steps, count, *v.shape[1:]) for k, v in made.feeds.items()}
+    want = np.stack(_float_steps(made, seen, steps, count))
+    first = None
+    for executor in ("reference", "native", "onnxruntime"):
+        policy = fewbit.load(path, executor=executor)
+        got = []
+        for t in range(steps):
+            observation = {k: v[t] for k, v in seen.items()}
+            got.append(np.asarray(policy(next(iter(observation.values())) if len(observation) == 1 else observation)))
+        got = np.stack(got)
+        _near(
+            f"{executor} steps",
+            want.astype(got.dtype) if want.dtype.kind == got.dtype.kind else want,
+            got,
+            LIMIT[scheme] * 2,
+            False,
+        )
+        first = got if first is None else first
+        if executor == "native" and lower(read(path)).exact and not np.array_equal(first, got):
+            raise Fault("native bits: steps differ from the reference's")
+
+
+def _float_steps(made: Sample, seen: dict[str, np.ndarray], steps: int, count: int) -> list[np.ndarray]:
+    run = Oracle(made.model)
+    shapes = {v.name: [d.dim_value or count for d in v.type.tensor_type.shape.dim] for v in made.model.graph.input}
+    names = [o.name for o in made.model.graph.output]
+    kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in made.model.graph.input}
+    state = {k: np.zeros(shapes[k], kinds[k]) for k in made.states}
+    actions = []
+    for t in range(steps):
+        outputs = dict(zip(names, run({k: v[t] for k, v in seen.items()} | state), strict=True))
+        actions.append(outputs[names[0]])
+        state = {k: outputs[v] for k, v in made.states.items()}
+    return actions
