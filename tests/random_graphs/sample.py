@@ -31,8 +31,8 @@ VECTOR: list[tuple[float, Block]] = [
 SEQUENCE: list[tuple[float, Block]] = [
     (6, dense_activation), (3, activation), (1.2, layers.layer_norm), (1, layers.affine), (1.5, layers.residual),
     (1, layers.branches), (1, layers.split_join), (0.7, moves.slice_columns), (0.7, moves.gather_columns),
-    (1.5, moves.round_trip), (0.5, layers.soft), (0.7, powers), (0.5, moves.reduce_last), (0.7, layers.attention), (0.3, moves.pad_columns),
-    (0.6, layers.batch_norm),
+    (1.5, moves.round_trip), (0.5, layers.soft), (0.7, powers), (0.5, moves.reduce_last), (0.7, layers.attention),
+    (0.3, moves.pad_columns), (0.6, layers.batch_norm),
 ]  # fmt: skip
 
 

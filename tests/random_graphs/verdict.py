@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from c_policy import CPolicy
 
 import fewbit
 from fewbit.engine import reference
@@ -100,7 +101,8 @@ def _faults(made: Sample, artifact, path: Path, scheme: str) -> Iterator[str]:
     """What is wrong with an artifact: its file, and each executor's outputs."""
     artifact.save(path)
     file = onnx.load(path)
-    checks = (_check_ends, _check_onnxruntime, _check_own) if not made.states else (_compare_steps,)
+    checks = [_check_ends, _check_onnxruntime, _check_own] if not made.states else [_compare_steps]
+    checks += [_check_c] if made.seed % 16 == 0 and scheme == "int8" and not made.states else []
     for check in checks:
         try:
             check(made, file, path, scheme)
@@ -192,6 +194,22 @@ def _compare_natively(path: Path, program, feeds: dict[str, np.ndarray], ours: l
             raise Fault(f"native bits: output {k} differs in {(found != expected).mean():.3f} of the values")
         if not program.exact or elsewhere:
             _near(f"native output {k}", expected, found, 0.01, False)
+
+
+def _check_c(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> None:
+    """The exported C compiles without a warning and gives the reference's bits; what it cannot hold it refuses clearly."""
+    try:
+        program = lower(read(path))
+        compiled = CPolicy(program, path.parent)
+    except fewbit.FewbitError as e:
+        if (unclear := _unclear(str(e), made)) is not None:
+            raise Fault(f"unclear refusal of C ({unclear}): {e}") from None
+        return
+    feeds = _rows(made)
+    expected = np.asarray(reference.run(program, feeds)[program.outputs[0]])
+    found = compiled(feeds)
+    if not np.array_equal(found, expected):
+        raise Fault(f"C bits: output 0 differs in {(found != expected).mean():.3f} of the values")
 
 
 def _onnxruntime(file: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
