@@ -1,80 +1,107 @@
 """Random ONNX networks through fewbit, many of them: accepted and refused for each operator, every fault with its seed.
 
-python benchmarks/random_graphs.py --count 20000 --first 0 [--minimise] [--json results.json]
+python benchmarks/random_graphs.py --count 20000 --first 0 [--minimise] [--record results.jsonl]
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from random_graphs.minimise import minimise, to_python  # noqa: E402
 from random_graphs.sample import sample  # noqa: E402
-from random_graphs.verdict import Verdict, judge, kind_of  # noqa: E402
+from random_graphs.verdict import judge, kind_of  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--minimise", action="store_true", help="the smallest network of each kind of fault, as text")
     parser.add_argument("--seeds", help="these alone, with commas")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", type=Path, help="a line of JSON a network, written on; what it holds is not run again")
     args = parser.parse_args()
+    seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else range(args.first, args.first + args.count)
     start = time.monotonic()
-    verdicts: dict[int, Verdict] = {}
-    tally: dict[str, Counter] = defaultdict(Counter)
     with tempfile.TemporaryDirectory() as folder:
-        seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else range(args.first, args.first + args.count)
-        for seed in seeds:
-            made = sample(seed)
-            verdicts[seed] = verdict = judge(made, Path(folder))
-            for op in made.operators:
-                tally[op][verdict.status] += 1
-                tally[op]["named"] += verdict.status == "refused" and op in verdict.why
-        print_table(tally)
-        print_refusals(verdicts)
-        print_faults(verdicts, Path(folder) if args.minimise else None)
-    totals = Counter(v.status for v in verdicts.values())
-    print(f"{dict(totals)} of {len(verdicts)} in {time.monotonic() - start:.0f} s")
-    if args.json:
-        rows = {str(k): {"status": v.status, "why": v.why} for k, v in verdicts.items() if v.status != "right"}
-        args.json.write_text(json.dumps({"operators": tally, "totals": totals, "not_right": rows}, indent=1))
+        record = args.record or Path(folder) / "record.jsonl"
+        run_all(seeds, record, Path(folder))
+        rows = [r for r in read_record(record) if r["seed"] in set(seeds)]
+        print_table(rows)
+        print_kinds("refusals", [(r["seed"], r["kind"], r["why"]) for r in rows if r["status"] == "refused"])
+        faults = [(r["seed"], kind, text) for r in rows for kind, text in r["faults"].items()]
+        print_kinds("faults", faults, Path(folder) if args.minimise else None)
+    totals = Counter(r["status"] for r in rows)
+    print(f"{dict(totals)} of {len(rows)} in {time.monotonic() - start:.0f} s")
     sys.exit(1 if totals["fault"] else 0)
 
 
-def print_table(tally: dict[str, Counter]) -> None:
+def run_all(seeds: Sequence[int], record: Path, folder: Path) -> None:
+    """Every seed that the record does not hold, in a process of its own: one that dies is the fault of the seed it was at."""
+    while left := sorted(set(seeds) - {r["seed"] for r in read_record(record)}):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with record.open("a") as lines:
+                    for seed in left:
+                        print(json.dumps(judged(seed, folder)), file=lines, flush=True)
+                code = 0
+            except KeyboardInterrupt:
+                code = 130
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code in (1, 130):
+            sys.exit(code)
+        if code and (left := sorted(set(left) - {r["seed"] for r in read_record(record)})):
+            why = f"the process died of signal {-code}"
+            row = {"seed": left[0], "status": "fault", "why": why, "kind": why, "faults": {why: why}, "operators": []}
+            with record.open("a") as lines:
+                print(json.dumps(row), file=lines)
+
+
+def judged(seed: int, folder: Path) -> dict[str, Any]:
+    made = sample(seed)
+    verdict = judge(made, folder)
+    kind = kind_of(verdict.why, verdict.names)
+    row = {"seed": seed, "status": verdict.status, "why": verdict.why, "kind": kind, "faults": verdict.kinds}
+    return row | {"operators": sorted(made.operators)}
+
+
+def read_record(record: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Networks accepted, refused and at fault that hold each operator; "named": the refusal names it."""
+    tally: dict[str, Counter] = defaultdict(Counter)
+    for r in rows:
+        for op in r["operators"]:
+            tally[op][r["status"]] += 1
+            tally[op]["named"] += r["status"] == "refused" and op in r["why"]
     print(f"\n{'operator':24}{'accepted':>9}{'refused':>9}{'named':>7}{'faults':>8}  refused %")
-    for op in sorted(tally):
-        t = tally[op]
+    for op, t in sorted(tally.items()):
         share = 100 * t["refused"] / max(1, t["right"] + t["refused"] + t["fault"])
         print(f"{op:24}{t['right']:9}{t['refused']:9}{t['named']:7}{t['fault']:8}{share:9.1f}")
 
 
-def print_refusals(verdicts: dict[int, Verdict]) -> None:
-    """The words of refusals with names taken out, the commonest first."""
-    found = defaultdict(list)
-    for seed, v in verdicts.items():
-        if v.status == "refused":
-            found[kind_of(v.why, v.names)].append(seed)
-    print("\nrefusals")
-    for words, seeds in sorted(found.items(), key=lambda r: -len(r[1])):
-        print(f"{len(seeds):6} {words[:200]}  (seed {seeds[0]})")
-
-
-def print_faults(verdicts: dict[int, Verdict], folder: Path | None) -> None:
+def print_kinds(title: str, found: list[tuple[int, str, str]], folder: Path | None = None) -> None:
+    """(seed, kind, words) by kind, the commonest first; with a folder the smallest network of each."""
     kinds: dict[str, dict[int, str]] = defaultdict(dict)
-    for seed, v in verdicts.items():
-        for kind, fault in v.kinds.items():
-            kinds[kind][seed] = fault
-    print("\nfaults")
-    for kind, seeds in sorted(kinds.items(), key=lambda r: -len(r[1])):
+    for seed, kind, words in found:
+        kinds[kind][seed] = words
+    print(f"\n{title}")
+    for kind, seeds in sorted(kinds.items(), key=lambda k: -len(k[1])):
         first = next(iter(seeds))
         print(f"{len(seeds):6} {kind}\n       seeds {list(seeds)[:8]}; {seeds[first][:300]}")
         if folder is not None:
