@@ -9,7 +9,7 @@ import numpy as np
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "files", "fidelity", "recorded", "numerics", "devices", "checkpoint", "gguf_file"},
+    {"errors", "escape", "files", "fidelity", "recorded", "numerics", "devices", "checkpoint", "gguf_file"},
     {"solvers"},
     {"graph"},
     {"sources", "engine"},

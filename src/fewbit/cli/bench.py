@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewbit.cli import common
+from fewbit.cli import common, streams
 from fewbit.errors import FewbitError
 from fewbit.graph import metadata
 
@@ -41,10 +41,10 @@ def bench(
         print(jsonlib.dumps(found | {"timings": [asdict(t) for t in found["timings"]], "session_options": SESSION_OPTIONS}))
         return 0
     _show(found, sizes)
-    print(_cost(metadata.read(model)))
-    print(f"onnxruntime: {SESSION_OPTIONS}")
+    streams.out(_cost(metadata.read(model)))
+    streams.out(f"onnxruntime: {SESSION_OPTIONS}")
     for name, why in found["skipped"].items():
-        print(f"{name}: not timed: {why}")
+        streams.out(f"{name}: not timed: {why}")
     return 0
 
 
@@ -52,15 +52,15 @@ def _show(found: dict[str, Any], sizes: list[int]) -> None:
     """A line a runner: microseconds, and how many times fewbit's own."""
     ours, width = found["timings"][0], 24
     heads = "".join(f"{f'batch {n}':>18}" for n in sizes)
-    print(f"{'us a call, (times fewbit)':{width}}{heads}  beside its own reference")
+    streams.out(f"{'us a call, (times fewbit)':{width}}{heads}  beside its own reference")
     for t in found["timings"]:
         cells = "".join(f"{f'{t.us[n]:.2f} ({t.us[n] / ours.us[n]:.1f}x)':>18}" for n in sizes)
-        print(f"{t.name:{width}}{cells}  {t.error:.2%}" + ("" if t.right else " WRONG"))
+        streams.out(f"{t.name:{width}}{cells}  {t.error:.2%}" + ("" if t.right else " WRONG"))
     bare = "".join(f"{found['bare_us'][n]:>11.2f}       " for n in sizes)
-    print(f"{'C++ alone':{width}}{bare}  {found['instruction_set']}")
-    print(f"{'an empty call':{width}}{found['empty_call_us']:>11.3f}")
-    print("C++ alone: fewbit without Python around it, timed apart from the rest: where the two are close, either may be below")
-    print(f"beside its own reference: {CHECK}")
+    streams.out(f"{'C++ alone':{width}}{bare}  {found['instruction_set']}")
+    streams.out(f"{'an empty call':{width}}{found['empty_call_us']:>11.3f}")
+    streams.out("C++ alone: fewbit without Python around it, timed apart from the rest: of close ones either may be below")
+    streams.out(f"beside its own reference: {CHECK}")
 
 
 def _cost(record: dict[str, Any]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fewbit.cli.streams import say as say
 from fewbit.errors import FewbitError, MissingExtra
+from fewbit.escape import printable
 
 EVERY = 30.0  # seconds between lines of progress
 PIPED_WIDTH = 10_000  # characters of a line that nobody folds: a program reads it, or a pager
@@ -69,7 +71,15 @@ class Bar:
 def console() -> Console:
     """Standard output; where it is no terminal, lines are as long as they are, unless COLUMNS says otherwise."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if folded else PIPED_WIDTH)
+    return PlainConsole(width=None if folded else PIPED_WIDTH)
+
+
+class PlainConsole(Console):
+    """Text is printed as it is: brackets are no markup, and control characters (line ends in headings apart) are seen."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        lines = "\n".join(printable(line) for line in text.split("\n"))
+        return super().render_str(lines, **options | {"markup": False, "emoji": False})
 
 
 def needs(extra: str, *packages: str) -> None:
@@ -127,16 +137,15 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     for key, value in (extra or {}).items():
-        table.add_row(key, str(value))
+        table.add_row(key, printable(str(value)))
     for key in ("return_float", "return_quantized", "return_random"):
         if key in record:
             r = record[key]
             table.add_row(key.replace("_", " "), f"{r['mean']:.1f} ± {r['se']:.1f} (standard error, {r['n']} episodes)")
     if record.get("kept") is not None:
         low, high = record["kept_ci95"]
-        table.add_row(
-            "kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}   {record['verdict']} at {record['keep']:.0%}"
-        )
+        claim = f"   {record['verdict']} at {record['keep']:.0%}" if "keep" in record else ""
+        table.add_row("kept", f"{record['kept']:.1%}   95% interval {low:.1%} to {high:.1%}{printable(claim)}")
         if "rare_failure_share" in record:
             share, cost = record["rare_failure_share"], record["rare_failure_cost"]
             table.add_row(
@@ -164,7 +173,7 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         latency = f"{record['latency_us']:.2f} us an action in {record['latency_executor']}"
         if "latency_float_us" in record:
             latency += f" (float {record['latency_float_us']:.1f} in {record['latency_float_executor']})"
-        table.add_row("latency", latency)
+        table.add_row("latency", printable(latency))
     if "exact" in record:
         floats = f"{', '.join(record['floats'])} run" if record.get("floats") else "part of the graph runs"
         table.add_row("exact", "yes" if record["exact"] else f"no: {floats} in float")

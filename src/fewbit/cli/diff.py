@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from fewbit.cli import common
+from fewbit.escape import printable
 
 
 def diff(
@@ -39,6 +39,6 @@ def diff(
     for r in sorted(found.tensors, key=lambda r: r.tensor not in found.outputs):
         whole = r.format == "float32" and "action_agreement" in found.actions and r.tensor in found.outputs
         decibels = ["-" if whole else f"{v:.1f} dB" for v in (r.sqnr_local, r.sqnr_accumulated)]  # of a choice they say nothing
-        table.add_row(escape(r.tensor), r.format, *decibels, f"{r.max_error:.3g}", f"{r.saturated:.2%}", f"{r.dead:.1%}")
+        table.add_row(printable(r.tensor), r.format, *decibels, f"{r.max_error:.3g}", f"{r.saturated:.2%}", f"{r.dead:.1%}")
     console.print(table)
     return 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fewbit import targets
+from fewbit.cli import streams
 from fewbit.files import check_writable
 from fewbit.recorded import read_array
 
@@ -36,11 +37,12 @@ def export(
         print(jsonlib.dumps(made))
         return 0
     for file in made["files"]:
-        print(file)
+        streams.out(file)
     for layer, read in made.get("layers", {}).items():
-        print(f"{layer}  {read}")
+        streams.out(f"{layer}  {read}")
     if "flash_bytes" in made:
-        print(f"flash {made['flash_bytes']:,} bytes of constants (code beside them), RAM {made['ram_bytes']:,} bytes static")
+        flash, memory = made["flash_bytes"], made["ram_bytes"]
+        streams.out(f"flash {flash:,} bytes of constants (code beside them), RAM {memory:,} bytes static")
         if made["state_bytes"]:
-            print(f"and {made['state_bytes']:,} bytes of the caller's for what each robot's policy remembers")
+            streams.out(f"and {made['state_bytes']:,} bytes of the caller's for what each robot's policy remembers")
     return 0

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import onnx_ir as ir
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from fewbit.cli import common
@@ -15,8 +14,10 @@ from fewbit.engine import flatten
 from fewbit.engine import program as p
 from fewbit.engine.description import describe
 from fewbit.errors import FewbitError
+from fewbit.escape import printable
 from fewbit.graph import metadata
 from fewbit.graph.read import read
+from fewbit.graph.record import known
 
 
 def inspect(
@@ -35,7 +36,7 @@ def inspect(
         raise FewbitError("--env belongs to --sensitivity; fewbit evaluate measures an artifact in an environment")
     common.belongs("--sensitivity", {"--weights": weights, "--episodes": episodes, "--trust-torchscript": trust_torchscript})
     model = read(artifact)
-    described, record = describe(model), metadata.read(model)
+    described, record = describe(model), known(metadata.read(model))
     program = described.program
     steps = [description(s) for s in program.steps] if program is not None else []
     if json:
@@ -47,12 +48,12 @@ def inspect(
     _show_steps(console, steps)
     table = Table(show_header=False, box=None, padding=(0, 2))
     for what, value in [*_contract(record), *_recipe(record)]:
-        table.add_row(what, escape(value))
+        table.add_row(what, printable(value))
     console.print(table, highlight=False)
-    kept = {"fidelity": record["fidelity"]} if "fidelity" in record else {}
-    common.show(kept | (record.get("evidence") or {}) | {"exact": described.exact, "floats": _floats(program)}, False)
+    figures = {"fidelity": record["fidelity"]} | record["evidence"]
+    common.show(figures | {"exact": described.exact, "floats": _floats(program)}, False)
     engine = f"{described.executor}" if not described.reason else f"ONNX Runtime, as fewbit's engine cannot: {described.reason}"
-    console.print(f"  runs in  {engine}", markup=False, highlight=False)
+    console.print(f"  runs in  {printable(engine)}", highlight=False)
     return 0
 
 
@@ -67,7 +68,7 @@ def _show_steps(console: Console, steps: list[tuple[str, str, str]]) -> None:
         return
     table = Table(Column("step", no_wrap=True), Column("what", overflow="fold"), "codes", box=None, padding=(0, 2))
     for kind, what, codes in steps:
-        table.add_row(kind, escape(what), codes)
+        table.add_row(kind, printable(what), codes)
     console.print(table)
     legend = Table(show_header=False, box=None, padding=(0, 2), title_justify="left")
     for kind in dict.fromkeys(kind for kind, _, _ in steps):

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fewbit.cli import common
 from fewbit.devices import DEVICES, Device
 from fewbit.errors import FewbitError
+from fewbit.escape import printable
 
 PREFIX = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 MARK = {"memory": "m", "on-chip": "o", "compute": "c", "none": ""}
@@ -173,7 +173,7 @@ def _gain(fit: dict[str, Any], wide: str, narrow: str) -> str:
 def _show_sizes(console: Console, record: dict[str, Any]) -> None:
     model = record["model"]
     console.print(
-        escape(f"{model['name']}: {model['parameters']:,} parameters ({model['kind']}; {model['note']})"), highlight=False
+        printable(f"{model['name']}: {model['parameters']:,} parameters ({model['kind']}; {model['note']})"), highlight=False
     )
     parts = ["weights", "scales", *(["kv"] if model["shape"] else []), "activations", "total"]
     table = Table("format", *({"kv": "KV cache"}.get(x, x) for x in parts), box=None, padding=(0, 2, 0, 0))
@@ -192,12 +192,12 @@ def _show_bounds(console: Console, record: dict[str, Any]) -> None:
     reasons: dict[str, list[str]] = {}
     for name, row in record["devices"].items():
         cells = [_cell(row["formats"][fmt]) for fmt in SHOWN]
-        table.add_row(escape(name), amount(row["memory"]), amount(row["bandwidth"]) + "/s", *cells)
+        table.add_row(printable(name), amount(row["memory"]), amount(row["bandwidth"]) + "/s", *cells)
         reasons.setdefault(row["why"], []).append(name)
     console.print(table)
     console.print("m memory-bound, c compute-bound, o bound by on-chip memory; -: does not fit", highlight=False)
     for reason, names in reasons.items():
-        console.print(f"{escape(', '.join(names))}: {reason}.", highlight=False)
+        console.print(f"{printable(', '.join(names))}: {reason}.", highlight=False)
 
 
 def _show_wall(console: Console, found: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ import io
 import os
 import sys
 
+from fewbit.escape import printable
+
 PLAIN = {"±": "+-", "×": "x", "…": "...", "→": "->", "–": "-", "—": "-", "≤": "<=", "≥": ">=", "’": "'", "“": '"', "”": '"'}
 ERRORS = "fewbit-plain"  # the name of the error handler below
 
@@ -32,7 +34,12 @@ def prepare() -> None:
 def say(line: str) -> None:
     """One line on standard error; where that cannot be written the work goes on all the same."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def out(line: str) -> None:
+    """One line on standard output."""
+    print(printable(line))
 
 
 def finish(status: int) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 from fewbit.files import write_whole
 from fewbit.graph import metadata
 from fewbit.graph.read import read
+from fewbit.graph.record import known
 from fewbit.report import plot
 from fewbit.report.answer import answer
 from fewbit.report.numbers import interval, percent, plain
 from fewbit.report.page import TEMPLATES, page
-from fewbit.report.record import known
 
 OURS = "fewbit search"
 TOOLS = {  # method: (what it is called, marker, colour)

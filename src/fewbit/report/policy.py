@@ -18,13 +18,13 @@ from fewbit.graph import metadata
 from fewbit.graph.qdq import Scheme
 from fewbit.graph.quantize import quantize as build
 from fewbit.graph.read import read
+from fewbit.graph.record import known
 from fewbit.observations import calibration
 from fewbit.report.answer import answer
 from fewbit.report.episodes import Trace, episodes, trace
 from fewbit.report.layers import layers
 from fewbit.report.page import page
 from fewbit.report.peers import peers, timings
-from fewbit.report.record import known
 from fewbit.report.search import search
 from fewbit.report.sensitivity import sensitivity
 

@@ -16,10 +16,12 @@ from fewbit.engine.lower import lower
 from fewbit.engine.program import Linear, Program, Quantize
 from fewbit.engine.state import integer
 from fewbit.errors import FewbitError
+from fewbit.escape import c_comment
 from fewbit.files import write_whole
 from fewbit.graph import metadata
 from fewbit.graph.raw import take_integers
 from fewbit.graph.read import read
+from fewbit.graph.record import known
 from fewbit.targets.c_weights import by_dsp, order_of
 from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array
 
@@ -76,7 +78,7 @@ def export(
         model = take_integers(model, raw, np.ones(1) if raw_factors is None else raw_factors, raw_offsets)
     elif raw_factors is not None or raw_offsets is not None:
         raise FewbitError("--raw-factors and --raw-offsets belong to --raw TYPE")
-    evidence = metadata.read(model).get("evidence") or {}
+    evidence = known(metadata.read(model))["evidence"]
     made = generate(lower(model), name, artifact.name, evidence, layout=layout)
     files = []
     for file, text in made["files"].items():
@@ -111,6 +113,7 @@ def generate(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("c_templates")),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters["comment"] = c_comment
     held = {s.input: s for s in program.state}
     ends = {"inputs": writer.inputs(), "outputs": writer.outputs()}
     sizes = {

@@ -3,7 +3,6 @@
 Registers lie in static buffers, one set of slots a type, reused where their contents are no longer needed.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from fewbit.engine.flat import TYPES, Call, Flat, Register
 from fewbit.engine.flatten import BINARY, UNARY
 from fewbit.engine.program import Program
 from fewbit.errors import FewbitError
+from fewbit.escape import c_identifier
 from fewbit.targets.c_weights import bits_of, bound, pack, packed_type, reached
 
 NAMES = ["u8", "i8", "u16", "i16", "i32", "i64", "f32", "f64"]  # of TYPES
@@ -58,10 +58,12 @@ class Writer:
         self.constants: list[Constant] = []
         self.kernels: dict[str, dict[str, Any]] = {}
         self.step = 0
-        self.fields = {s.input: identifier(s.input.removesuffix(".codes"), []) for s in program.state}
-        self.input_names: list[str] = []
-        for n in program.inputs:
-            self.input_names.append(self.fields.get(n) or identifier(n, self.input_names))
+        held = {s.input for s in program.state}
+        names: dict[str, str] = {}
+        for k in program.inputs:
+            names[k] = c_identifier(k.removesuffix(".codes") if k in held else k, {n.lower() for n in names.values()})
+        self.fields = {k: n for k, n in names.items() if k in held}
+        self.input_names = list(names.values())
         self.parameters = self._parameters()
         self.slots: dict[tuple[str, int], int] = {}
         self.where = self._allocate()
@@ -269,12 +271,6 @@ def _type(r: Register) -> str:
     if name not in C_TYPES:
         raise FewbitError(f"a tensor of {r.dtype} has no form in C for microcontrollers")
     return name
-
-
-def identifier(name: str, taken: list[str]) -> str:
-    word = re.sub(r"\W", "_", name) or "input"
-    word = f"in_{word}" if not word[0].isalpha() or word in ("x", "y", "int", "float", "action", "char", "short") else word
-    return word if word not in taken else identifier(f"{word}_", taken)
 
 
 def array(values: np.ndarray, width: int = 118) -> str:

@@ -1,11 +1,11 @@
-/* {{ name }}: made by fewbit{% if source %} from {{ source }}{% endif %}. Do not edit; export it again.
+/* {{ name }}: made by fewbit{% if source %} from {{ source | comment }}{% endif %}. Do not edit; export it again.
  *
 {% for call in calls %}
- *   {{ "%-2d" | format(loop.index) }} {{ call.comment }}
+ *   {{ "%-2d" | format(loop.index) }} {{ call.comment | comment }}
 {% endfor %}
-{% if evidence.kept is defined and evidence.kept is not none %}
+{% if evidence.kept is defined and evidence.env is defined and evidence.return_quantized is defined %}
  *
- * Kept {{ "%.1f" | format(100 * evidence.kept) }}% of the float policy's return (95% interval {{ "%.1f" | format(100 * evidence.kept_ci95[0]) }} to {{ "%.1f" | format(100 * evidence.kept_ci95[1]) }}) in {{ evidence.env }}, {{ evidence.return_quantized.n }} episodes.
+ * Kept {{ "%.1f" | format(100 * evidence.kept) }}% of the float policy's return (95% interval {{ "%.1f" | format(100 * evidence.kept_ci95[0]) }} to {{ "%.1f" | format(100 * evidence.kept_ci95[1]) }}) in {{ evidence.env | comment }}, {{ evidence.return_quantized.n }} episodes.
 {% endif %}
  *
  * Clauses S1-S8 are those of fewbit's docs/semantics.md. Shifts of negative numbers are avoided; every sum is proven to fit.
@@ -52,7 +52,7 @@ void {{ name }}_act({% include "parameters.c" %}) {
   int i;
 {% endif %}
 {% for call in calls %}
-  /* {{ loop.index }}: {{ call.comment }} */
+  /* {{ loop.index }}: {{ call.comment | comment }} */
   {{ call.text }}
 {% endfor %}
 {% for end in left %}

@@ -1,4 +1,4 @@
-/* {{ name }}: made by fewbit{% if source %} from {{ source }}{% endif %}. Do not edit; export it again.
+/* {{ name }}: made by fewbit{% if source %} from {{ source | comment }}{% endif %}. Do not edit; export it again.
  *
  * One call is one action. No heap, no libm; {{ sizes.flash_bytes }} bytes of constants, {{ sizes.ram_bytes }} bytes of static memory, {{ sizes.macs }} multiplications.
  * Not reentrant: the static memory is one call's.

@@ -1,4 +1,4 @@
-"""An artifact's record as the page may rely on it: a part or figure that is missing, or not of its kind, is left out."""
+"""An artifact's record as a reader may rely on it: a part or figure that is missing, or not of its kind, is left out."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -35,9 +35,19 @@ FIGURES: dict[str, Callable[[Any], bool]] = {
     "kept": number, "kept_ci95": pair, "keep": number, "seeds": pair, "packed_bytes": number, "size_bytes": number,
     "size_float_bytes": number, "latency_us": number, "latency_float_us": number, "action_rmse": number,
     "action_agreement": number, "rare_failure_share": number, "rare_failure_cost": number,
-    "fidelity_states": number, "return_float": _mean, "return_quantized": _mean,
+    "fidelity_states": number, "fidelity_noise_floor": number, "action_p999": number,
+    "action_worst": number, "exact": lambda v: isinstance(v, bool),
+    "return_float": _mean, "return_quantized": _mean,
     "return_random": _mean, "returns_float": _numbers, "returns_quantized": _numbers, "env": _text, "verdict": _text,
     "latency_executor": _text, "latency_float_executor": _text, "versions": _table, "fidelity_met": lambda v: isinstance(v, bool),
+}  # fmt: skip
+
+
+# Figures that say something only beside others.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "kept": ("kept_ci95", "verdict"), "rare_failure_share": ("rare_failure_cost", "return_quantized"),
+    "size_float_bytes": ("packed_bytes",), "latency_us": ("latency_executor",), "latency_float_us": ("latency_float_executor",),
+    "action_rmse": ("fidelity_states",), "action_agreement": ("fidelity_states",),
 }  # fmt: skip
 
 
@@ -55,11 +65,7 @@ def known(record: Words) -> Words:
 
 def _figures(given: Any) -> Words:
     found = {k: v for k, v in given.items() if k not in FIGURES or FIGURES[k](v)} if isinstance(given, dict) else {}
-    if "kept" not in found or "kept_ci95" not in found:
-        found.pop("kept", None)
-    if not number(given.get("fidelity_states") if isinstance(given, dict) else None):
-        found = {k: v for k, v in found.items() if k not in ("action_rmse", "action_agreement")}
-    return found
+    return {k: v for k, v in found.items() if all(other in found for other in NEEDS.get(k, ()))}
 
 
 def _fidelity(given: Any) -> Words:
