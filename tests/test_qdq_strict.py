@@ -153,6 +153,29 @@ def test_a_function_of_five_hundred_nodes_between_two_layers():
     same(model(nodes, HELD, ("n", 4)), RNG.normal(size=(100, 4)).astype(np.float32))
 
 
+def test_three_hundred_layers():
+    nodes, last = [], "x"
+    for k in range(300):
+        nodes += [node("Gemm", [last, "w", "b"], [f"h{k}"], transB=1), node("Tanh", [f"h{k}"], [f"r{k}"])]
+        last = f"r{k}"
+    given = model(nodes, {"w": np.eye(4, dtype=np.float32), "b": np.full(4, 0.5, np.float32)}, ("n", 4), [last])
+    x = RNG.normal(size=(20, 4)).astype(np.float32)
+    same(given, x)
+
+
+def test_six_hundred_float_operators_before_a_layer():
+    nodes, last = [], "x"
+    for k in range(600):
+        nodes.append(node("Mul" if k % 2 else "Add", [last, "f"], [f"p{k}"]))
+        last = f"p{k}"
+    nodes.append(node("Gemm", [last, "w", "b"], ["y"], transB=1))
+    given = model(nodes, {"f": 1 + 1e-3 * w(4), "w": w(3, 4), "b": w(3)}, ("n", 4))
+    x = RNG.normal(size=(20, 4)).astype(np.float32)
+    want = run(given, x)[0]
+    for executor in ("native", "reference"):
+        close(want, load(read.prepare(given), executor)(x), 1e-4)
+
+
 def test_onnx_runtime_loads_what_is_written_with_its_own_rewrites():
     nodes, arrays, outputs = CASES["sums over entities"]
     x = RNG.normal(size=(20, 4)).astype(np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 from fewbit.engine.flat import Flat, Layout, Register, runs
 from fewbit.engine.float_ops import MOVES, OPS
 from fewbit.engine.program import Add, Dequantize, Float, Linear, Lookup, Multiply, Patches, Program, Quantize, Rescale, Table
-from fewbit.engine.registers import Registers, behind_batch
+from fewbit.engine.registers import Registers, behind_batch, inputs_of
 from fewbit.errors import Unsupported
 from fewbit.graph import patches
 
@@ -49,8 +49,21 @@ class _Flattener(Registers):
         for name in self.program.outputs:
             if self.in_rows(name):
                 raise Unsupported(f"output {name}: its first dimension is not the batch")
+        for name in self._computed():
+            self._need(name)
         outputs = [self._need(name) for name in self.program.outputs]
         return Flat(self.registers, [self.made[name] for name in self.program.inputs], outputs, self.calls)
+
+    def _computed(self) -> list[str]:
+        """What the outputs need and is no mere move, in order: each is made before what reads it, however deep the graph is."""
+        needed, found = set(self.program.outputs), []
+        for step in reversed(self.program.steps):
+            if step.out not in needed or step.out not in self.batched:
+                continue
+            moved = isinstance(step, Float) and step.op in MOVING
+            needed.update(inputs_of(step)[:1] if moved else inputs_of(step))
+            found += [] if moved or isinstance(step, Patches) else [step.out]
+        return found[::-1]
 
     def _make(self, step) -> Register:
         match step:

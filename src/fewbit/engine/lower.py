@@ -10,7 +10,18 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.engine.float_ops import EXACT, OPS
-from fewbit.engine.operands import bias_of, constant_of, format_of, is_integral, is_quantized, plain, scale_of, weight_of
+from fewbit.engine.operands import (
+    bias_of,
+    codes_before,
+    constant_of,
+    format_of,
+    is_constant,
+    is_integral,
+    is_quantized,
+    plain,
+    scale_of,
+    weight_of,
+)
 from fewbit.engine.program import (
     Add,
     Dequantize,
@@ -81,6 +92,23 @@ class _Lowering:
         return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact, self.constants, readings=self.readings)
 
     def floats(self, value: ir.Value) -> str:
+        waiting = [value]  # no recursion: a graph may be thousands of nodes deep
+        while waiting:
+            needed = next((i for i in self._read_as_floats(waiting[-1]) if (i.name or "") not in self.made), None)
+            if needed is None:
+                self._floats(waiting.pop())
+            else:
+                waiting.append(needed)
+        return self.made[value.name or ""]
+
+    def _read_as_floats(self, value: ir.Value) -> list[ir.Value]:
+        """What a float operator computes the value from; nothing where it is made of codes, or already."""
+        node = value.producer()
+        if (value.name or "") in self.made or node is None or node.op_type == "DequantizeLinear" or is_quantized(node):
+            return []
+        return [i for i in node.inputs if i is not None and not is_constant(i)]
+
+    def _floats(self, value: ir.Value) -> str:
         name = value.name or ""
         if name in self.made:
             return self.made[name]
@@ -103,6 +131,18 @@ class _Lowering:
         """The register of the codes that a QuantizeLinear makes, or of constant codes."""
         if value is None:
             raise FewbitError("a DequantizeLinear has no input; the file is damaged")
+        waiting = [(value, iter(codes_before(value)))]
+        while waiting:
+            one, before = waiting[-1]
+            needed = next((v for v in before if (v.name or "") not in self.made), None)
+            if needed is None:
+                self._codes(one)
+                waiting.pop()
+            else:
+                waiting.append((needed, iter(codes_before(needed))))
+        return self.made[value.name or ""]
+
+    def _codes(self, value: ir.Value) -> str:
         node, name, constant = value.producer(), value.name or "", const(value)
         if name in self.made:
             return self.made[name]
@@ -146,17 +186,26 @@ class _Lowering:
 
     def _integral(self, value: ir.Value) -> _Codes:
         """Emit the codes behind such a value."""
-        node = value.producer()
-        assert node is not None and node.inputs[0] is not None
-        if node.op_type == "DequantizeLinear":
-            scale, zero = scale_of(node)
-            return _Codes(self.codes(node.inputs[0]), float(scale.reshape(-1)[0]), zero, format_of(node))
-        inner, name = self._integral(node.inputs[0]), f"{value.name}.moved"
+        moved: list[ir.Value] = []
+        while (node := value.producer()) is not None and node.op_type != "DequantizeLinear" and node.inputs[0] is not None:
+            moved.append(value)
+            value = node.inputs[0]
+        assert node is not None
+        scale, zero = scale_of(node)
+        held = _Codes(self.codes(node.inputs[0]), float(scale.reshape(-1)[0]), zero, format_of(node))
+        for one in reversed(moved):
+            held = self._moved(one, held)
+        return held
+
+    def _moved(self, value: ir.Value, x: _Codes) -> _Codes:
+        """Codes x moved about, as the value's node does it."""
+        node, name = value.producer(), f"{value.name}.moved"
+        assert node is not None
         if name not in self.made:
-            rest = tuple(const(i) for i in node.inputs[1:])
-            self.made[name] = self._emit(Float(node.op_type, name, (inner.register, *rest), _attributes(node, value.name)), True)
-            self.readings[name] = (inner.scale, inner.zero_point)
-        return _Codes(self.made[name], inner.scale, inner.zero_point, inner.format)
+            rest = tuple(None if i is None else c if (c := const(i)) is not None else self.floats(i) for i in node.inputs[1:])
+            self.made[name] = self._emit(Float(node.op_type, name, (x.register, *rest), _attributes(node, value.name)), True)
+            self.readings[name] = (x.scale, x.zero_point)
+        return _Codes(self.made[name], x.scale, x.zero_point, x.format)
 
     def _rescale(self, x: _Codes, q: ir.Node, out: str) -> str:
         """S3 and S4 to the scale of q; nothing where it is the same."""

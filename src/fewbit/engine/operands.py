@@ -22,9 +22,34 @@ def plain(codes: np.ndarray) -> np.ndarray:
 def constant_of(value: ir.Value) -> np.ndarray | None:
     """A constant, or the float reading of constant codes that have a scale per channel; None for all else."""
     node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or const(node.inputs[0]) is None or scale_of(node)[0].size == 1:
-        return const(value)
-    return floats(node)
+    return const(value) if node is None or const(value) is not None or not is_constant(value) else floats(node)
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Has it such a constant?"""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or const(node.inputs[0]) is None:
+        return const(value) is not None
+    return scale_of(node)[0].size > 1
+
+
+def codes_before(value: ir.Value) -> list[ir.Value]:
+    """The codes, themselves computed, that those of a QuantizeLinear are made from: the nearest ones on every way back."""
+    node = value.producer()
+    found, seen = [], {value}
+    waiting = [node.inputs[0]] if node is not None and node.op_type == "QuantizeLinear" else []
+    while waiting:
+        one = waiting.pop()
+        node = one.producer() if one is not None else None
+        if one is None or one in seen or node is None:
+            continue
+        seen.add(one)
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if node.op_type != "DequantizeLinear":
+            waiting += reversed(node.inputs)
+        elif codes is not None and codes.producer() is not None:
+            found.append(codes)
+    return found
 
 
 def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
@@ -57,11 +82,9 @@ def format_of(node: ir.Node) -> IntFormat:
 def is_integral(value: ir.Value) -> bool:
     """Is it the float reading of codes: a DequantizeLinear's output, or that moved about?"""
     node = value.producer()
-    if node is None or (node.op_type in MOVES and not node.inputs):
-        return False
-    if node.op_type == "DequantizeLinear":
-        return scale_of(node)[0].size == 1 and format_of(node).bits <= 16
-    return node.op_type in MOVES and node.inputs[0] is not None and is_integral(node.inputs[0])
+    while node is not None and node.op_type in MOVES and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "DequantizeLinear" and scale_of(node)[0].size == 1 and format_of(node).bits <= 16
 
 
 def is_quantized(node: ir.Node) -> bool:

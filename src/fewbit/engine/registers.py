@@ -112,12 +112,12 @@ def reached(program: Program, by_shape: bool = True) -> set[str]:
     found = set(program.inputs)
     for s in program.steps:
         only_shape = isinstance(s, Float) and s.op == "Shape" and not by_shape
-        if not only_shape and any(i in found for i in _inputs(s)):
+        if not only_shape and any(i in found for i in inputs_of(s)):
             found.add(s.out)
     return found
 
 
-def _inputs(step) -> list[str]:
+def inputs_of(step) -> list[str]:
     if isinstance(step, Float):
         return [i for i in step.inputs if isinstance(i, str)]
     return [step.a, step.b] if isinstance(step, Add | Multiply) else [step.x]
