@@ -39,7 +39,8 @@ ATTACKS = [
 WORDS = [
     "state", "double", "i", "void", "int", "class", "template", "action", "action0", "x", "1st", "a b", "a-b", "a_b", "A_B",
     "é", "", "linear_u8_w8_u8_narrow", "weight_1", "u8_0", "i16_0", "int8_t", "uint8_t", "NULL", "INPUT", "B1", "PI", "F",
-    "policy_act", "test_in0", "start_h", "_Bool", "__x", "main", "abs", "min", "true", "bool", "观察", "obs", "OBS", "and", "unix",
+    "policy_act", "test_in0", "start_h", "_Bool", "__x", "main", "abs", "min", "true", "bool", "观察", "obs", "OBS", "and",
+    "unix",
 ]  # fmt: skip
 
 

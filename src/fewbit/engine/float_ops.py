@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from fewbit.errors import Unsupported
@@ -42,22 +43,46 @@ EXACT = {
 # What only moves values about, and so does with codes what it does with the numbers they stand for.
 MOVES = {"Identity", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze"}
 
-_CAST = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16,
-         11: np.float64, 12: np.uint32, 13: np.uint64}  # fmt: skip
+_CAST = {
+    **{1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_},
+    **{10: np.float16, 11: np.float64, 12: np.uint32, 13: np.uint64, 16: ml_dtypes.bfloat16},
+}
+
+
+def cast_type(a: dict) -> np.dtype:
+    """Of a Cast's attributes; refuses what NumPy has no numbers for."""
+    if a["to"] not in _CAST:
+        raise Unsupported(f"a Cast to ONNX's type {a['to']} is not run by the engine")
+    return np.dtype(_CAST[a["to"]])
 
 
 def _cast(a: dict, x: np.ndarray) -> np.ndarray:
-    if a["to"] not in _CAST:
-        raise Unsupported(f"a Cast to ONNX's type {a['to']} is not run by fewbit's engine")
     with np.errstate(invalid="ignore"):  # of NaN to an integer, which ONNX leaves open
-        return x.astype(_CAST[a["to"]])
+        return x.astype(cast_type(a))
 
 
 def _divide(a: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of integers towards zero, as ONNX has it."""
-    if np.result_type(x, y).kind not in "iu":
+    """Of integers towards zero, as C does."""
+    if x.dtype.kind == "f":
         return x / y
-    return (np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))).astype(np.result_type(x, y))
+    return (np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))).astype(x.dtype)
+
+
+def _gemm(a: dict, x: np.ndarray, w: np.ndarray, b: Any = None) -> np.ndarray:
+    y = (x.T if a.get("transA") else x) @ (w.T if a.get("transB") else w)
+    alpha, beta = (y.dtype.type(a.get(k, 1.0)) for k in ("alpha", "beta"))
+    y = y if alpha == 1 else alpha * y
+    return y if b is None else y + (b if beta == 1 else beta * b)
+
+
+def _softmax(a: dict, x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(a.get("axis", -1), keepdims=True))
+    return e / e.sum(a.get("axis", -1), keepdims=True)
+
+
+def _log_softmax(a: dict, x: np.ndarray) -> np.ndarray:
+    x = x - x.max(a.get("axis", -1), keepdims=True)
+    return x - np.log(np.exp(x).sum(a.get("axis", -1), keepdims=True))
 
 
 def _clip(a: dict, x: np.ndarray, low: Any = None, high: Any = None) -> np.ndarray:
@@ -107,12 +132,16 @@ def _matmul_integer(a: dict, x: np.ndarray, w: np.ndarray, zx: Any = 0, zw: Any 
 
 def _argmax(a: dict, x: np.ndarray) -> np.ndarray:
     axis = a.get("axis", 0)
-    best = x.argmax(axis)
+    best = x.shape[axis] - 1 - np.flip(x, axis).argmax(axis) if a.get("select_last_index") else x.argmax(axis)
     return np.expand_dims(best, axis) if a.get("keepdims", 1) else best
 
 
 def _reduce_mean(a: dict, x: np.ndarray, axes: Any = None) -> np.ndarray:
-    return x.mean(axis=None if axes is None else tuple(int(i) for i in axes), keepdims=bool(a.get("keepdims", 1)), dtype=x.dtype)
+    if axes is None or not len(axes):  # all of them, or none
+        if a.get("noop_with_empty_axes"):
+            return x
+        axes = range(x.ndim)
+    return np.asarray(x.mean(axis=tuple(int(i) for i in axes), keepdims=bool(a.get("keepdims", 1)), dtype=x.dtype))
 
 
 def _elu(a: dict, x: np.ndarray) -> np.ndarray:
@@ -193,5 +222,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "Gather": lambda a, x, index: np.take(x, index, axis=a.get("axis", 0)),
     "MatMul": lambda a, x, w: x @ w,
     "Conv": _conv,
-    "Gemm": lambda a, x, w, b=None: x @ (w.T if a.get("transB") else w) + (0 if b is None else b),
+    "Gemm": _gemm,
+    "Softmax": _softmax,
+    "LogSoftmax": _log_softmax,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.engine.float_ops import EXACT, OPS
+from fewbit.engine.float_ops import EXACT, OPS, cast_type
 from fewbit.engine.operands import (
     bias_of,
     codes_before,
@@ -311,6 +311,8 @@ class _Lowering:
     def _float(self, node: ir.Node, out: str) -> str:
         if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
             raise Unsupported(f"node {node.name or out}: operator {node.op_type} is not run by the engine")
+        if node.op_type == "Cast":
+            cast_type(_attributes(node, out))
         inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)
         self.exact &= node.op_type in EXACT
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)
