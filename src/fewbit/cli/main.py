@@ -1,13 +1,14 @@
 """`fewbit`: the verbs, and the exit statuses: 0 done, 1 tried and not reached, 2 bad input (one line), 130 Ctrl-C."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
 from fewbit.cli import bench, diff, evaluate, export, formats, inspect, llm, plan, quantize, report, streams
 from fewbit.cli.common import HELP, INTERRUPTED
-from fewbit.errors import FewbitError, missing
+from fewbit.errors import FewbitError, FewbitWarning, missing
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -57,10 +58,16 @@ def show_help(
 def main() -> None:
     """Run the command line and end the process with its exit status."""
     streams.prepare()
+    show = warnings.showwarning
+    warnings.showwarning = lambda m, kind, *rest: _warn(str(m)) if kind is FewbitWarning else show(m, kind, *rest)
     status, line = _run()
     if line:
         streams.say(f"fewbit: {' '.join(line.split())}")
     sys.exit(streams.finish(status))
+
+
+def _warn(line: str) -> None:
+    streams.say(f"fewbit: warning: {' '.join(line.split())}")
 
 
 def _run() -> tuple[int, str]:

@@ -1,6 +1,5 @@
 """`fewbit quantize SOURCE -o OUT.onnx`."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 from fewbit.artifact import Artifact
 from fewbit.cli import common
 from fewbit.engine.description import describe
-from fewbit.errors import FewbitError, FewbitWarning
+from fewbit.errors import FewbitError
 from fewbit.files import check_writable
 from fewbit.graph.qdq import Scheme
 from fewbit.ladder import TRAINED
@@ -66,8 +65,7 @@ def quantize(
         )
     unfinished = out.with_name(f".{out.name}.training.part")
     try:
-        with common.Bar() as bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FewbitWarning)  # said below, in a line of its own
+        with common.Bar() as bar:
             artifact = pipeline.quantize(
                 source,
                 env,
@@ -90,8 +88,6 @@ def quantize(
         raise
     artifact.save(out)
     unfinished.unlink(missing_ok=True)
-    if "warning" in artifact.record:
-        common.say(f"fewbit: warning: {artifact.record['warning']}")
     record = artifact.record.get("evidence") or _unmeasured(artifact, out)
     tried = artifact.record.get("search", [])
     if json:

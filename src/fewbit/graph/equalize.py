@@ -5,19 +5,24 @@ the layer before, through ReLU or LeakyReLU, which commute with a positive facto
 (solvers/scaling), so the float outputs stay bit for bit.
 """
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.errors import FewbitWarning
 from fewbit.graph import wide
 from fewbit.graph.edit import add_constant, const, new_node
 from fewbit.graph.layers import Layer, take_apart
+from fewbit.numerics import affine
 from fewbit.numerics.formats import INTEGERS
 from fewbit.solvers import scaling
 from fewbit.solvers.statistics import Statistics
 
 HOMOGENEOUS = {"Relu", "LeakyRelu"}
+EVEN = "even"  # of observations alone, whatever the method, where one step for all columns is too coarse for some
+STEPS = 32  # of a column's deviation: rounding then adds 1% of it
 
 
 def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weights: str) -> dict[str, list[int]]:
@@ -36,7 +41,11 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
             continue
         floor = scaling.ENTRY_FLOOR if before is None else scaling.HIDDEN_FLOOR
         weight = np.concatenate([_weight(layer.node) for layer in group])
-        if rule == "cross_layer":
+        if rule == EVEN:
+            if before is not None:
+                continue
+            scale = scaling.even(statistics[name], floor)
+        elif rule == "cross_layer":
             if before is None:
                 continue
             scale = scaling.cross_layer(weight, _weight(before))
@@ -52,6 +61,41 @@ def equalize(model: ir.Model, statistics: dict[str, Statistics], rule: str, weig
             _divide_entry(model.graph, x, scale, [layer.node for layer in group])
         moved[name] = np.log2(scale).astype(int).tolist()
     return moved
+
+
+def coarse(model: ir.Model, statistics: dict[str, Statistics]) -> dict[str, list[int]]:
+    """Observation that a first layer reads -> its columns whose deviation is less than STEPS steps of the shared 16 bits."""
+    found = {}
+    for layer in take_apart(model).layers:
+        seen = statistics.get(layer.x.name or "")
+        if seen is None or not layer.entry or layer.node.op_type != "Gemm" or layer.source is not layer.x:
+            continue
+        step = affine.power_of_two_scale(2 * float(seen.peak.max()), INTEGERS["int16"])
+        deviation = np.sqrt(np.maximum(np.diag(seen.gram) - seen.mean**2, 0))
+        moves = deviation > 1e-6 * seen.peak  # a constant's deviation is what float64 lost
+        columns = np.flatnonzero(moves & (deviation < STEPS * float(step))).tolist()
+        if columns:
+            found[_observed(layer.x)] = columns
+    return found
+
+
+def _observed(value: ir.Value) -> str:
+    """The name of the observation that a value was scaled and shifted from."""
+    while (node := value.producer()) is not None and (live := [i for i in node.inputs if i is not None and const(i) is None]):
+        value = live[0]
+    return value.name or ""
+
+
+def warn(columns: dict[str, list[int]]) -> None:
+    """Say which columns lose what they tell."""
+    for name, some in columns.items():
+        listed = ", ".join(map(str, some[:8])) + (", ..." if len(some) > 8 else "")
+        warnings.warn(
+            f"input {name}: column {listed} varies by less than {STEPS} steps of the scale that its size asks for: it loses what "
+            "it tells; take its offset out of the observation, or normalise it (VecNormalize)",
+            FewbitWarning,
+            stacklevel=2,
+        )
 
 
 def _before(group: list[Layer]) -> ir.Node | None:

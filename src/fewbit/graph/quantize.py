@@ -30,10 +30,13 @@ def prepare(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme
     _check(original)
     model, moved = original.clone(), {}
     ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
-    scaling = solvers.method(scheme.method).scaling
+    shares = scheme.inputs == "int16"  # one scale for all columns, which may be too coarse for some
+    scaling = solvers.method(scheme.method).scaling or (equalize.EVEN if shares and equalize.coarse(model, statistics) else "")
     if scaling:
         moved = equalize.equalize(model, statistics, scaling, scheme.weights)
         ranges, statistics = calibrate.observe(model, feeds, *qdq.tensors(model), scheme.ranges)
+    if shares:
+        equalize.warn(equalize.coarse(model, statistics))
     return Prepared(model, ranges, statistics, moved)
 
 

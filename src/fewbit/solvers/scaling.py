@@ -48,6 +48,11 @@ def cross_layer(weight: np.ndarray, before: np.ndarray) -> np.ndarray:
     return power_of_two(np.sqrt(np.where(live, r1, 1) / np.where(live, r2, 1)))
 
 
+def even(statistics: Statistics, floor: float = ENTRY_FLOOR) -> np.ndarray:
+    """max|x_j|, so that every column fills the same range, down to a share of the largest."""
+    return power_of_two(np.maximum(statistics.peak, floor * max(float(statistics.peak.max(initial=0)), 1e-30)))
+
+
 def power_of_two(scale: np.ndarray) -> np.ndarray:
     """The nearest powers of two, their geometric mean near 1, within 2^+-12 of it."""
     exponent = np.log2(np.maximum(scale, 1e-30))
