@@ -11,7 +11,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError, first_line
-from fewbit.graph import external_data, opset, tensors
+from fewbit.graph import batch, external_data, opset, tensors
 from fewbit.graph.inline import cast_plainly, inline
 from fewbit.graph.opset import OPSET
 from fewbit.graph.precision import to_float32
@@ -71,9 +71,7 @@ def prepare(proto: onnx.ModelProto) -> ir.Model:
         if len(proto.graph.input) == 0 or len(proto.graph.output) == 0:
             raise FewbitError("the graph has no input or no output; export it again")
         _check_sizes(proto)
-        proto = cast_plainly(to_float32(proto))
-        _free_batch(proto)
-        return ir.from_proto(proto)
+        return ir.from_proto(batch.free(cast_plainly(to_float32(proto))))
     except FewbitError:
         raise
     except Exception as e:
@@ -94,14 +92,3 @@ def _check_sizes(proto: onnx.ModelProto) -> None:
 
 def _dims(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
     return list(value.type.tensor_type.shape.dim)
-
-
-def _free_batch(proto: onnx.ModelProto) -> None:
-    del proto.graph.value_info[:]
-    for value in [*proto.graph.input, *proto.graph.output]:
-        shape = value.type.tensor_type.shape
-        if len(shape.dim) == 1 and shape.dim[0].dim_value > 1 and value.name in {v.name for v in proto.graph.input}:
-            n = shape.dim[0].dim_value
-            raise FewbitError(f"input {value.name} has shape [{n}], without a batch; export it with [1, {n}]")
-        if len(shape.dim):
-            shape.dim[0].dim_param = "batch"

@@ -1,0 +1,287 @@
+"""Free the batch of a graph: a size that an exporter wrote into inputs, Reshapes and Squeezes becomes any, where that is shown.
+
+A graph of a fixed batch is run on several batches by themselves, and freed on all of them at once: only if the rows are the same
+is it the network. Where a Reshape's target holds the batch, the places that it may have there are tried in turn.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from fewbit.errors import FewbitError
+from fewbit.graph import calibrate
+
+GROUPS = 3  # batches that are run by themselves
+MOST_RUNS = 200
+RECURRENT = {"LSTM", "GRU", "RNN"}
+PASSED_ON = {"Slice", "Split", "Gather", "Identity", "Cast"}  # between a state [layers, batch, hidden] and what reads it
+
+
+def free(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with "batch" for the first dimension of what it takes and gives (the second of a recurrent layer's state).
+
+    Args:
+        proto: in opset 21; changed in place.
+
+    Returns:
+        The model, or one with its Reshapes and Squeezes changed.
+
+    Raises:
+        FewbitError: an input has no batch, or the batch of the export cannot be freed.
+    """
+    axes = _batch_axes(proto)
+    sizes = {v.name: _dims(v) for v in proto.graph.input}
+    fixed = {n: sizes[n][axis] for n, axis in axes.items() if sizes[n] and isinstance(sizes[n][axis], int)}
+    known = all(isinstance(d, int) for n, axis in axes.items() for k, d in enumerate(sizes[n]) if k != axis)
+    original = onnx.ModelProto()
+    original.CopyFrom(proto)
+    _declare(proto, axes)
+    if len(fixed) < len(axes) or not known or len(set(fixed.values())) != 1 or not axes:
+        return proto
+    return _freed(original, proto, axes, next(iter(fixed.values())))
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim]
+
+
+def _batch_axes(proto: onnx.ModelProto) -> dict[str, int]:
+    """Of each input the axis of its batch."""
+    axes = {}
+    for value in proto.graph.input:
+        dims = _dims(value)
+        if len(dims) == 1 and isinstance(dims[0], int) and dims[0] > 1:
+            raise FewbitError(f"input {value.name} has shape [{dims[0]}], without a batch; export it with [1, {dims[0]}]")
+        axes[value.name] = 1 if len(dims) == 3 and _is_state(proto.graph, value.name) else 0
+    return axes
+
+
+def _is_state(graph: onnx.GraphProto, name: str) -> bool:
+    """Does a recurrent layer read it as its initial state?"""
+    reached = {name}
+    for node in graph.node:
+        if node.op_type in RECURRENT and any(n in reached for n in node.input[5:7]):
+            return True
+        if node.op_type in PASSED_ON and node.input[0] in reached:
+            reached |= set(node.output)
+    return False
+
+
+def _declare(proto: onnx.ModelProto, axes: dict[str, int]) -> None:
+    """Write "batch" where it stands; an output that no input reaches keeps its own shape."""
+    del proto.graph.value_info[:]
+    reached = set(axes)
+    for node in proto.graph.node:
+        if reached & _reads(node):
+            reached |= set(node.output)
+    for value in [*proto.graph.input, *(v for v in proto.graph.output if v.name in reached)]:
+        dims = value.type.tensor_type.shape.dim
+        if len(dims):
+            dims[0].dim_param = "batch"
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """What it reads, inside its own graphs too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names |= {n for child in inner.node for n in _reads(child)} | {v.name for v in inner.output}
+    return names
+
+
+@dataclass
+class _Search:
+    """Targets of Reshapes and Squeezes by number, as they are tried; runs that are left."""
+
+    model: onnx.ModelProto
+    feeds: dict[str, np.ndarray]
+    alone: dict[str, list[np.ndarray]]
+    nodes: list[int]
+    chosen: dict[int, np.ndarray | None] = field(default_factory=dict)
+    runs: int = MOST_RUNS
+    stuck: int = -1
+
+    def run(self, names: list[str]) -> list[np.ndarray] | None:
+        """The named tensors for all groups at once, or None where ONNX Runtime cannot."""
+        self.runs -= 1
+        try:
+            return calibrate.run(calibrate.session(_with_outputs(self.rewritten(), names), False), names, self.feeds)
+        except FewbitError:
+            return None
+
+    def rewritten(self) -> onnx.ModelProto:
+        """The model with what has been chosen."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self.model)
+        for k, target in self.chosen.items():
+            node = made.graph.node[k]
+            if target is None:  # a Squeeze of nothing but the batch
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+                continue
+            name = f"{node.output[0]}.free"
+            made.graph.initializer.append(numpy_helper.from_array(target, name))
+            node.CopyFrom(onnx.helper.make_node(node.op_type, [node.input[0], name], [node.output[0]], node.name))
+        return made
+
+    def solve(self, at: int = 0) -> bool:
+        """Choose for the nodes from number `at` on, so that the outputs are each group's."""
+        if self.runs <= 0:
+            return False
+        if at == len(self.nodes):
+            return self._outputs_agree()
+        k = self.nodes[at]
+        node = self.model.graph.node[k]
+        name, alone = node.input[0], self.alone[node.input[0]]
+        found = [self.feeds[name]] if name in self.feeds else self.run([name])
+        outer = None if found is None else _layout(found[0], alone)
+        if found is None or outer is None:
+            self.stuck = max(self.stuck, k)
+            return False
+        for target in self._targets(node, found[0], alone[0].shape, outer):
+            self.chosen.pop(k, None)
+            if target is not KEPT:
+                self.chosen[k] = target
+            if self.solve(at + 1):
+                return True
+        self.chosen.pop(k, None)
+        return False
+
+    def _targets(self, node: onnx.NodeProto, value: np.ndarray, shape: tuple[int, ...], outer: int) -> list:
+        if not outer:  # no input reaches it
+            return [KEPT]
+        moved = [k for k in range(value.ndim) if value.shape[k] != shape[k]]
+        if node.op_type == "Squeeze":
+            asked = _constant(self.model.graph, node, 1)
+            axes = range(len(shape)) if asked is None else [int(a) % len(shape) for a in asked]
+            left = [a for a in axes if shape[a] == 1 and a not in moved]
+            return [np.array(left, np.int64) if left else None]
+        out = self.alone[node.output[0]][0].shape
+        places = [p for p in range(len(out)) if outer % math.prod(out[:p]) == 0 and math.prod(out[: p + 1]) % outer == 0]
+        places.sort(key=lambda p: (out[p] != 1, [p] != moved))
+        return [np.array([-1 if k == p else d for k, d in enumerate(out)], np.int64) for p in places]
+
+    def _outputs_agree(self) -> bool:
+        names = [v.name for v in self.model.graph.output]
+        found = self.run(names)
+        return found is not None and all(_layout(v, self.alone[n]) is not None for n, v in zip(names, found, strict=True))
+
+
+KEPT = object()
+
+
+def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, int], batch: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    groups = [{v.name: _random(v, rng) for v in original.graph.input} for _ in range(GROUPS)]
+    nodes = [k for k, n in enumerate(model.graph.node) if _holds_sizes(model.graph, n)]
+    ends = [name for k in nodes for name in (model.graph.node[k].input[0], model.graph.node[k].output[0])]
+    names = [n for n in dict.fromkeys([*(v.name for v in model.graph.output), *ends]) if n not in axes]
+    try:
+        runner = calibrate.session(_with_outputs(original, names), False)
+        alone = [calibrate.run(runner, names, g) for g in [*groups, groups[0]]]
+    except FewbitError:
+        return model  # what ONNX Runtime cannot run is said where it is run
+    if any(not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(alone[0], alone[-1], strict=True)):
+        return model  # it draws random numbers
+    feeds = {n: np.concatenate([g[n] for g in groups], axis) for n, axis in axes.items()}
+    values = {n: [a[k] for a in alone[:GROUPS]] for k, n in enumerate(names)} | {n: [g[n] for g in groups] for n in axes}
+    search = _Search(_unbound(model), feeds, values, nodes)
+    if search._outputs_agree():
+        return model
+    if not search.solve():
+        raise FewbitError(_refusal(model, search.stuck, batch, list(axes)))
+    search.model = model
+    return search.rewritten()
+
+
+def _refusal(model: onnx.ModelProto, stuck: int, batch: int, inputs: list[str]) -> str:
+    node = model.graph.node[stuck] if stuck >= 0 else None
+    where = f" (before node {node.name or node.output[0]}, {node.op_type})" if node is not None else ""
+    given = ", ".join(f"{n!r}: {{0: 'batch'}}" for n in inputs)
+    return (
+        f"its batch of {batch} is fixed in the graph{where} and cannot be freed; export it with a free batch: "
+        f"dynamic_shapes=({{0: torch.export.Dim('batch')}},), or dynamic_axes={{{given}}} with dynamo=False"
+    )
+
+
+def _unbound(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same whose inputs and outputs declare no sizes."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for value in [*made.graph.input, *made.graph.output]:
+        value.type.tensor_type.ClearField("shape")
+    return made
+
+
+def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The part of the model that makes the named tensors."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    taken = {v.name for v in model.graph.input}
+    declared = {v.name: v for v in model.graph.output}
+    del made.graph.output[:]
+    made.graph.output.extend(declared.get(n, onnx.ValueInfoProto(name=n)) for n in names if n not in taken)
+    needed, kept = {*names}, []
+    for node in reversed(made.graph.node):
+        if needed & set(node.output):
+            needed |= _reads(node)
+            kept.append(node)
+    del made.graph.node[:]
+    made.graph.node.extend(reversed(kept))
+    return made
+
+
+def _holds_sizes(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    """A Reshape to constant sizes, or a Squeeze."""
+    return node.op_type == "Squeeze" or (node.op_type == "Reshape" and _constant(graph, node, 1) is not None)
+
+
+def _constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int) -> np.ndarray | None:
+    if len(node.input) <= index:
+        return None
+    for t in graph.initializer:
+        if t.name == node.input[index]:
+            return numpy_helper.to_array(t)
+    for other in graph.node:
+        if other.op_type == "Constant" and other.output[0] == node.input[index]:
+            return np.asarray(onnx.helper.get_attribute_value(other.attribute[0]) if not other.attribute[0].HasField("t")
+                              else numpy_helper.to_array(other.attribute[0].t))  # fmt: skip
+    return None
+
+
+def _random(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
+    shape, kind = [int(d) for d in _dims(value)], value.type.tensor_type.elem_type
+    dtype = np.dtype(np.float32) if kind == TensorProto.FLOAT else onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return rng.normal(size=shape).astype(dtype) if dtype.kind == "f" else rng.integers(0, 2, shape).astype(dtype)
+
+
+def _layout(value: np.ndarray, alone: list[np.ndarray]) -> int | None:
+    """How many elements of a group stand before each step of the batch, so that value [before, groups, behind] is the groups'
+    own values; 0 where it is each group's value as it is, None where it is something else."""
+    first = alone[0]
+    if value.shape == first.shape and all(_alike(value, a) for a in alone):
+        return 0
+    if value.size != first.size * len(alone) or not value.size:
+        return None
+    for outer in [n for n in range(1, first.size + 1) if first.size % n == 0]:
+        apart = value.reshape(outer, len(alone), -1)
+        if all(_alike(apart[:, k].reshape(-1), a.reshape(-1)) for k, a in enumerate(alone)):
+            return outer
+    return None
+
+
+def _alike(got: np.ndarray, want: np.ndarray) -> bool:
+    """To rounding; of quantized numbers, a few of which rounding may tip over, nearly."""
+    if want.dtype.kind in "bSUO":
+        return np.array_equal(got, want)
+    known = np.isfinite(want)
+    if not np.array_equal(got[~known], want[~known], equal_nan=True):
+        return False
+    if not known.any():
+        return True
+    right = want[known].astype(np.float64)
+    error = np.abs(got[known].astype(np.float64) - right) / (np.ptp(right) or 1.0)
+    return bool(np.median(error) < 1e-4 and error.max() < 0.1)
