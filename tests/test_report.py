@@ -270,7 +270,7 @@ def test_what_an_artifact_may_not_decide(tmp_path, monkeypatch):
             policy(tmp_path / "p.onnx", options)
     made.record["recipe"]["source_sha256"] = "0" * 64
     made.save(tmp_path / "p.onnx")
-    with pytest.raises(FewbitError, match="made from another file"):
+    with pytest.raises(FewbitError, match="made from another source"):
         policy(tmp_path / "p.onnx", Options(source))
 
 

@@ -159,8 +159,37 @@ def compare(
         raise FewbitError(
             f"{original.name} takes {', '.join(takes[0])}, the artifact {', '.join(takes[1])}: it was not made from it"
         )
+    check_source(metadata.read(model), original)
     feeds = calibration(original, None, observations, None, 0)
     return comparison(original.model, model, feeds)
+
+
+def check_source(record: dict[str, Any], original: sources.Source) -> bool | None:
+    """Is the source the one that the artifact was made from?
+
+    Args:
+        record: the artifact's; it holds the source's name and hash.
+        original: the source beside it.
+
+    Returns:
+        True where the hashes agree; None where nothing can be said: the artifact names no source, or one of the two was a file
+        and the other a live object, whose hashes are of different things.
+
+    Raises:
+        FewbitError: it was made from another one.
+    """
+    recipe = record.get("recipe")
+    name, digest = (recipe.get(k) for k in ("source", "source_sha256")) if isinstance(recipe, dict) else (None, None)
+    if not (isinstance(name, str) and isinstance(digest, str)):
+        return None
+    if digest == original.digest:
+        return True
+    if bool(Path(name).suffix) != bool(Path(original.name).suffix):
+        return None
+    raise FewbitError(
+        f"the artifact was made from another source: from {name} (hash {digest[:12]}), this is {original.name} (hash "
+        f"{original.digest[:12]}); give that one, with the --normalizer it had, or quantize this one"
+    )
 
 
 def declared(source: Any, made: ir.Model) -> sources.Declared | None:
@@ -356,5 +385,7 @@ def evaluate(
     if against is None:
         return without_original(model, env, env_args, episodes, seed, progress, load) | {"size_bytes": size}
     original = sources.load(against, normalizer, None, trust_torchscript, declared(against, model))
+    matches = check_source(metadata.read(model), original)
     baseline = Baseline(original.model, env, env_args, seed)
-    return measure(model, baseline, keep, episodes, False, progress, load=load) | {"size_bytes": size}
+    found = measure(model, baseline, keep, episodes, False, progress, load=load)
+    return found | {"size_bytes": size, "source": original.name, "source_matches": matches}

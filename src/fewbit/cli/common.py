@@ -174,6 +174,8 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
         if "latency_float_us" in record:
             latency += f" (float {record['latency_float_us']:.1f} in {record['latency_float_executor']})"
         table.add_row("latency", printable(latency))
+    if record.get("source_matches", True) is None:
+        table.add_row("source", f"{printable(record['source'])}: not known to be what the artifact was made from")
     if "exact" in record:
         floats = f"{', '.join(record['floats'])} run" if record.get("floats") else "part of the graph runs"
         table.add_row("exact", "yes" if record["exact"] else f"no: {floats} in float")

@@ -128,10 +128,7 @@ def _original(model: ir.Model, recipe: dict[str, Any], options: Options) -> sour
         return None
     declared = pipeline.declared(options.source, model)
     original = sources.load(options.source, options.normalizer, None, options.trust_torchscript, declared)
-    if recipe.get("source_sha256", original.digest) != original.digest:
-        raise FewbitError(
-            f"{options.source}: the artifact was made from another file, {recipe.get('source', '?')}; give that one"
-        )
+    pipeline.check_source({"recipe": recipe}, original)
     return original
 
 
