@@ -230,7 +230,8 @@ def sensitivity(
         local = [r.sqnr_local for r in tensors(original.model, artifact.model, feeds) if r.tensor == tensor]
         found = measure(artifact.model, baseline, 0.95, episodes, False, progress, True)
         row = {"layer": name, "weights": weights, "sqnr_local": local[0] if local else None}
-        rows.append(row | {k: found[k] for k in ("kept", "kept_ci95", "action_rmse", "action_agreement") if k in found})
+        figures = ("kept", "kept_ci95", "action_rmse", "action_p999", "action_worst", "action_agreement")
+        rows.append(row | {k: found[k] for k in figures if k in found})
     return sorted(rows, key=lambda r: (r["kept"] is None, r["kept"]))
 
 

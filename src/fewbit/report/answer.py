@@ -159,7 +159,10 @@ def _about(record: Words, evidence: Words, recipe: Words) -> list[tuple[str, str
 def _alike(evidence: Words) -> str:
     states = evidence.get("fidelity_states")
     if "action_rmse" in evidence:
-        return f"RMSE {percent(evidence['action_rmse'], 2)} of their range, on {states:,} of the float policy's states"
+        worst = ""
+        if "action_p999" in evidence and "action_worst" in evidence:
+            worst = f", 99.9% within {percent(evidence['action_p999'], 2)}, the worst {percent(evidence['action_worst'], 2)}"
+        return f"RMSE {percent(evidence['action_rmse'], 2)} of their range{worst}, on {states:,} of the float policy's states"
     if "action_agreement" in evidence:
         return f"{percent(evidence['action_agreement'], 2)} the same, on {states:,} of the float policy's states"
     return ""

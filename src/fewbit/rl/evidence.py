@@ -153,16 +153,3 @@ def episodes_needed(found: Kept, n: int, keep: float) -> int:
     noise = n * (DECIDES * found.se / gap) ** 2 / 2
     failures = UNSEEN * (found.failure if found.kept > keep else keep * found.failure_float) / gap
     return int(min(1e9, math.floor(noise + math.hypot(noise, failures) + 1e-6) + 1))
-
-
-def fidelity(float_actions: np.ndarray, other: np.ndarray, width: np.ndarray | None) -> dict[str, float]:
-    """Discrete (width None): share of equal actions. Otherwise RMSE as a share of the action range, width [action]."""
-    if width is None:
-        return {"action_agreement": float((float_actions == other).mean())}
-    error = (float_actions.astype(np.float64) - other) / width
-    return {"action_rmse": float(np.sqrt((error**2).mean()))}
-
-
-def faithful(measured: dict[str, float]) -> bool:
-    """The fidelity rule: agreement of 99.5%, or RMSE of 1% of the action range."""
-    return measured.get("action_agreement", 0.0) >= 0.995 or measured.get("action_rmse", 1.0) <= 0.01

@@ -12,6 +12,7 @@ from fewbit.engine.load import load as load_policy
 from fewbit.engine.load import quickest
 from fewbit.engine.policy import Policy
 from fewbit.errors import FewbitError
+from fewbit.fidelity import action_error, acts_alike
 from fewbit.rl import evidence, returns
 
 PILOT, RANDOM_EPISODES, STATES = 20, 20, 100_000
@@ -65,16 +66,24 @@ class Baseline:
         """Action fidelity on the float policy's own states, beside the noise floor: its weights perturbed by 2^-12."""
         states = self.states
         actions = batched(self.policy, states)
-        width = returns.action_width(self.env, self.env_args, actions)
-        measured = evidence.fidelity(actions, batched(quantized, states), width)
+        space = returns.action_space(self.env, self.env_args)
+        measured = _action_error(actions, batched(quantized, states), space)
         if self._floor is None:
             noisy = load_policy(_perturbed(self.original), "onnxruntime")
-            self._floor = evidence.fidelity(actions, batched(noisy, states), width)
+            self._floor = _action_error(actions, batched(noisy, states), space)
         return measured | {
             "fidelity_states": len(actions),
-            "fidelity_met": evidence.faithful(measured),
+            "fidelity_met": acts_alike(measured),
             "fidelity_noise_floor": next(iter(self._floor.values())),
         }
+
+
+def _action_error(want: np.ndarray, got: np.ndarray, space: Any) -> dict[str, float]:
+    """Of actions [n, ...] as the environment takes them: discrete ones compared as whole numbers, others within its range."""
+    if not hasattr(space, "low"):
+        return action_error(*(a.reshape(len(a), -1).astype(np.int64) for a in (want, got)))
+    shaped = [a.reshape(len(a), *space.shape) for a in (want, got)]
+    return action_error(*shaped, space.low, space.high)
 
 
 def measure(

@@ -206,16 +206,12 @@ def random_returns(
         e.close()
 
 
-def action_width(env: str, arguments: dict[str, Any] | None, actions: np.ndarray) -> np.ndarray | None:
-    """None for discrete actions; else high - low of each, or the range that was used where the space is unbounded."""
+def action_space(env: str, arguments: dict[str, Any] | None) -> gymnasium.Space:
+    """What the environment takes."""
     e = make(env, arguments)
     space = e.action_space
     e.close()
-    if not isinstance(space, gymnasium.spaces.Box):
-        return None
-    width = space.high.astype(np.float64) - space.low
-    used = np.maximum(np.ptp(actions.reshape(len(actions), -1), axis=0).reshape(width.shape), 1e-9)
-    return np.where(np.isfinite(width), width, used)
+    return space
 
 
 def _refuse_nan(batch: Any) -> None:
