@@ -158,6 +158,9 @@ def show(record: dict[str, Any], as_json: bool, extra: dict[str, Any] | None = N
     measured = record if "action_agreement" in record or "action_rmse" in record else record.get("fidelity")
     if measured:
         table.add_row(*fidelity(measured))
+    for what in ("terminated", "success"):
+        if f"{what}_quantized" in record:
+            table.add_row(what, _shares(record, what))
     if "size_bytes" in record:
         size = f"{record['size_bytes']:,} bytes"
         table.add_row(
@@ -194,6 +197,14 @@ def fidelity(found: dict[str, Any]) -> tuple[str, str]:
     if "action_worst" in found:
         text += f"; 99.9% of them within {found['action_p999']:.2%}, the worst {found['action_worst']:.2%}"
     return "action error", text
+def _shares(record: dict[str, Any], what: str) -> str:
+    """How many episodes ended so, of each policy, with the 95% interval of the probability."""
+    parts = []
+    for who in ("float", "quantized", "random"):
+        if f"{what}_{who}" in record:
+            r = record[f"{what}_{who}"]
+            parts.append(f"{who} {r['count']} of {r['n']} ({r['ci95'][0]:.1%} to {r['ci95'][1]:.1%})")
+    return "   ".join(parts)
 
 
 def show_pairs(record: dict[str, Any], as_json: bool) -> None:

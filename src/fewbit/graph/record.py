@@ -19,6 +19,10 @@ def _mean(value: Any) -> bool:
     return isinstance(value, dict) and all(number(value.get(k)) for k in ("mean", "se", "n"))
 
 
+def _counted(value: Any) -> bool:
+    return isinstance(value, dict) and number(value.get("count")) and number(value.get("n")) and pair(value.get("ci95"))
+
+
 def _numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(number, value))
 
@@ -40,6 +44,8 @@ FIGURES: dict[str, Callable[[Any], bool]] = {
     "return_float": _mean, "return_quantized": _mean,
     "return_random": _mean, "returns_float": _numbers, "returns_quantized": _numbers, "env": _text, "verdict": _text,
     "latency_executor": _text, "latency_float_executor": _text, "versions": _table, "fidelity_met": lambda v: isinstance(v, bool),
+    "terminated_float": _counted, "terminated_quantized": _counted, "terminated_random": _counted,
+    "success_float": _counted, "success_quantized": _counted,
 }  # fmt: skip
 
 

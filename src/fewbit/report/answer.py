@@ -150,10 +150,18 @@ def _about(record: Words, evidence: Words, recipe: Words) -> list[tuple[str, str
         ("scheme", ", ".join(scheme)),
         ("method", str(recipe.get("method", ""))),
         ("evaluation seeds", f"{seeds[0]} to {seeds[1]}" if seeds else ""),
+        ("episodes that terminated", _ended(evidence, "terminated")),
+        ("episodes that succeeded", _ended(evidence, "success")),
         ("actions beside float", _alike(evidence)),
         ("measured with", ", ".join(f"{k} {v}" for k, v in versions.items())),
     ]
     return [r for r in rows if r[1]]
+
+
+def _ended(evidence: Words, what: str) -> str:
+    """How many of each policy's episodes, with the 95% interval of the probability."""
+    found = [(who, evidence[f"{what}_{who}"]) for who in ("float", "quantized", "random") if f"{what}_{who}" in evidence]
+    return "; ".join(f"{who} {r['count']} of {r['n']} ({interval(r['ci95'])})" for who, r in found)
 
 
 def _alike(evidence: Words) -> str:

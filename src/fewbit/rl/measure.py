@@ -14,6 +14,7 @@ from fewbit.engine.policy import Policy
 from fewbit.errors import FewbitError
 from fewbit.fidelity import action_error, acts_alike
 from fewbit.rl import evidence, returns
+from fewbit.rl.endings import Endings
 
 PILOT, RANDOM_EPISODES, STATES = 20, 20, 100_000
 STATES_BYTES = 256 << 20  # of images, fewer states are kept
@@ -29,6 +30,7 @@ class Baseline:
         self.original, self.env, self.env_args, self.seed = original, env, env_args, seed
         self.policy = load_policy(original, "onnxruntime")
         self._returns, self._random = np.zeros(0), np.zeros(0)
+        self.endings, self.random_endings = Endings(), Endings()
         self._states: list[Any] = []
         self._floor: dict[str, float] | None = None
 
@@ -39,7 +41,9 @@ class Baseline:
             seeds = [self.seed + k for k in range(have, n)]
             step = stepper(progress, "float", have, n)
             kept = self._room()
-            more, states = returns.episodes(self.policy, self.env, seeds, self.env_args, kept, self.policy.inputs, step)
+            more, states = returns.episodes(
+                self.policy, self.env, seeds, self.env_args, kept, self.policy.inputs, step, self.endings.following(have)
+            )
             self._returns, self._states = np.append(self._returns, more), [*self._states, states]
         return self._returns[:n]
 
@@ -53,7 +57,8 @@ class Baseline:
         """Returns of uniformly random actions [RANDOM_EPISODES]."""
         if not len(self._random):
             seeds = [RANDOM_SEED + self.seed + k for k in range(RANDOM_EPISODES)]
-            self._random = returns.random_returns(self.env, seeds, self.env_args, self.policy.inputs)
+            ended = self.random_endings.following(0)
+            self._random = returns.random_returns(self.env, seeds, self.env_args, ended, self.policy.inputs)
         return self._random
 
     @property
@@ -101,8 +106,8 @@ def measure(
     quick leaves out latency and size, which a search does not decide by. load: the runtime that it is measured in.
     """
     check(episodes, keep)
-    quantized = load(model)
-    q, f, found = compare(quantized, baseline, keep, episodes, stop_early, progress)
+    quantized, endings = load(model), Endings()
+    q, f, found = compare(quantized, baseline, keep, episodes, stop_early, progress, endings)
     record = {
         "return_float": summary(f),
         "return_random": summary(baseline.random),
@@ -118,18 +123,39 @@ def measure(
         "latency_float_us": 0.0 if quick else median_us(baseline.policy, baseline.policy.inputs),
         "latency_float_executor": baseline.policy.executor,
     }
-    return alone(model, quantized, baseline.env, q, baseline.seed, quick) | record | baseline.fidelity(quantized)
+    record |= _endings(endings, baseline, len(q)) | baseline.fidelity(quantized)
+    return alone(model, quantized, baseline.env, q, baseline.seed, quick) | record
+
+
+def _endings(quantized: Endings, baseline: Baseline, n: int) -> dict[str, Any]:
+    """Episodes that terminated, where any did, and that succeeded, where the environment says so: counts with their intervals."""
+    terminated = {
+        "terminated_float": baseline.endings.terminated(n),
+        "terminated_quantized": quantized.terminated(n),
+        "terminated_random": baseline.random_endings.terminated(RANDOM_EPISODES),
+    }
+    succeeded = {"success_float": baseline.endings.succeeded(n), "success_quantized": quantized.succeeded(n)}
+    seen = any(t["count"] for t in terminated.values())
+    return (terminated if seen else {}) | ({} if None in succeeded.values() else succeeded)
 
 
 def compare(
-    policy: Policy, baseline: Baseline, keep: float, episodes: int, stop_early: bool, progress: Progress
+    policy: Policy,
+    baseline: Baseline,
+    keep: float,
+    episodes: int,
+    stop_early: bool,
+    progress: Progress,
+    endings: Endings | None = None,
 ) -> tuple[np.ndarray, np.ndarray, evidence.Kept]:
-    """(returns of policy, returns of float on the same seeds, what was kept) by the rules of "Evidence"."""
+    """(returns of policy, returns of float on the same seeds, what was kept) by the rules of "Evidence"; endings: of policy."""
+    endings = endings or Endings()
     q, target = np.zeros(0), min(PILOT if stop_early else episodes, episodes)
     while True:
         step = stepper(progress, "quantized", len(q), target)
         seeds = [baseline.seed + k for k in range(len(q), target)]
-        q = np.append(q, returns.episodes(policy, baseline.env, seeds, baseline.env_args, 0, policy.inputs, step)[0])
+        ended = endings.following(len(q))
+        q = np.append(q, returns.episodes(policy, baseline.env, seeds, baseline.env_args, 0, policy.inputs, step, ended)[0])
         f = baseline.returns(target, progress)
         found = evidence.judge(f, q, baseline.random, keep, baseline.seed)
         if not stop_early or found.verdict != "undecided" or target >= episodes:
@@ -163,9 +189,12 @@ def without_original(
 ) -> dict[str, Any]:
     """Exactly `episodes` episodes of one policy."""
     check(episodes, 1.0, seed)
-    policy, step = load(model), stepper(progress, "policy", 0, episodes)
-    q = returns.episodes(policy, env, [seed + k for k in range(episodes)], env_args, 0, policy.inputs, step)[0]
-    return alone(model, policy, env, q, seed)
+    policy, step, endings = load(model), stepper(progress, "policy", 0, episodes), Endings()
+    seeds = [seed + k for k in range(episodes)]
+    q = returns.episodes(policy, env, seeds, env_args, 0, policy.inputs, step, endings.following(0))[0]
+    found = {"terminated_quantized": endings.terminated(episodes)}
+    succeeded = endings.succeeded(episodes)
+    return alone(model, policy, env, q, seed) | found | ({"success_quantized": succeeded} if succeeded else {})
 
 
 def check(episodes: int, keep: float, seed: int = 0) -> None:

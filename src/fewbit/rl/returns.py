@@ -112,24 +112,27 @@ def episodes(
     record: int = 0,
     inputs: dict[str, tuple[int, ...]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    ended: Callable[[int, bool, dict[str, Any]], None] = lambda row, terminated, info: None,
 ) -> tuple[np.ndarray, Any]:
     """Returns [len(seeds)] of one episode a seed, and up to `record` of the observations met ([n, ...], or a dict of them).
 
     A policy that remembers (engine/policy) starts each episode with its initial state; what it remembered, and of which episode
-    each observation is (EPISODE), is recorded too.
+    each observation is (EPISODE), is recorded too. ended is called with (which of the seeds, terminated, the last step's info).
     """
     envs = [make(env, arguments) for _ in range(min(AT_ONCE, len(seeds)))]
     try:
         if inputs is not None:
             check(env, envs[0], inputs)
             envs = [facing(e, inputs) for e in envs]
-        return _run(policy, envs, list(seeds), record, advance)
+        return _run(policy, envs, list(seeds), record, advance, ended)
     finally:
         for e in envs:
             e.close()
 
 
-def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: int, advance: Callable) -> tuple[np.ndarray, Any]:
+def _run(
+    policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: int, advance: Callable, ended: Callable
+) -> tuple[np.ndarray, Any]:
     returns, waiting, seen, count = np.zeros(len(seeds)), iter(range(len(seeds))), [], 0
     discrete = isinstance(envs[0].action_space, gymnasium.spaces.Discrete)
     shape = envs[0].action_space.shape
@@ -156,9 +159,10 @@ def _run(policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: 
         stayed: list[int] = []
         began: list[int] = []
         for row, ((e, k), action) in enumerate(zip(active, actions, strict=True)):
-            o, reward, terminated, truncated, _ = e.step(int(action) if discrete else action.reshape(shape))
+            o, reward, terminated, truncated, info = e.step(int(action) if discrete else action.reshape(shape))
             returns[k] += float(reward)
             if terminated or truncated:
+                ended(k, terminated, info)
                 advance(1)
                 nxt = next(waiting, None)
                 if nxt is None:
@@ -184,9 +188,13 @@ def _with_state(policy: Any, batch: Any, state: dict[str, np.ndarray], numbers: 
 
 
 def random_returns(
-    env: str, seeds: Sequence[int], arguments: dict[str, Any] | None = None, inputs: dict[str, tuple[int, ...]] | None = None
+    env: str,
+    seeds: Sequence[int],
+    arguments: dict[str, Any] | None = None,
+    ended: Callable[[int, bool, dict[str, Any]], None] = lambda row, terminated, info: None,
+    inputs: dict[str, tuple[int, ...]] | None = None,
 ) -> np.ndarray:
-    """Returns of uniformly random actions; of the allowed ones where the policy's inputs, if given, hold masks."""
+    """Returns of uniformly random actions, of the allowed ones where inputs hold masks; ended as episodes has it."""
     e = make(env, arguments)
     e.action_space.seed(seeds[0])
     rng = np.random.default_rng(seeds[0])
@@ -201,7 +209,7 @@ def random_returns(
         return np.stack([space.sample() for _ in range(n)])
 
     try:
-        return episodes(draw, env, seeds, arguments, inputs=inputs if MASKS in (inputs or {}) else None)[0]
+        return episodes(draw, env, seeds, arguments, inputs=inputs if MASKS in (inputs or {}) else None, ended=ended)[0]
     finally:
         e.close()
 
