@@ -110,6 +110,7 @@ def test_python_is_refused_the_same(tmp_path):
         ({"scheme": Scheme("float16"), "budget": 500}, "leave out --budget"),
         ({"scheme": Scheme(method="dynamic"), "budget": 500}, "leave out --budget"),
         ({"seed": -1}, "--seed -1"),
+        ({"env_args": {"reward": print}}, "the record holds what JSON can"),
     ):
         with pytest.raises(fewbit.FewbitError, match=says):
             fewbit.quantize(policy, observations=given, **options)
@@ -134,7 +135,7 @@ def test_python_has_the_command_lines_defaults(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     made = fewbit.quantize("policy.onnx", observations="x.npz")
-    assert made.record["recipe"]["method"] == ladder.BEST
+    assert made.record["recipe"]["method"] == ladder.BEST and repr(made) == "Artifact(policy.onnx, int8, smooth+gptq)"
     here, there = fewbit.load(made.model, "reference"), fewbit.load("q.onnx", "reference")
     np.testing.assert_array_equal(here({"obs": OBS, "goal": GOAL}), there({"obs": OBS, "goal": GOAL}))
 

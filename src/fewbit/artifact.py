@@ -10,12 +10,18 @@ from fewbit.files import write_whole
 from fewbit.graph import metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
-    """A quantized graph and its record (source, scheme, recipe, contract, evidence)."""
+    """A quantized graph and its record (source, scheme, recipe, contract, evidence). fewbit.load(artifact.model) acts."""
 
     model: ir.Model
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        recipe, evidence = self.record.get("recipe") or {}, self.record.get("evidence") or {}
+        said = [str(recipe[k]) for k in ("source", "weights", "method") if k in recipe]
+        kept = evidence.get("kept")
+        return f"Artifact({', '.join([*said, *([f'kept {kept:.1%}'] if kept is not None else [])])})"
 
     def save(self, path: str | Path) -> None:
         """Write beside, then rename: a reader never meets half a file."""

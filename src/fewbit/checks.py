@@ -1,7 +1,9 @@
 """Checks of a scheme and of what is asked beside it, before any work: the unknown, the contradictory, what would do nothing."""
 
+import json
 from collections import Counter
 from importlib.util import find_spec
+from typing import Any
 
 from fewbit import solvers, targets
 from fewbit.errors import FewbitError, MissingExtra
@@ -92,9 +94,13 @@ def check_layers(names: list[str], scheme: qdq.Scheme) -> None:
             raise FewbitError(f"--layer {name}={fmt}: no integer format of weights; one of {', '.join(LAYER)}")
 
 
-def check_run(episodes: int | None, seed: int) -> None:
-    """Refuse numbers of episodes and seeds that no run has. episodes: None where none are asked for."""
-    if episodes is not None and not 2 <= episodes <= MOST_EPISODES:
+def check_run(episodes: int, seed: int, arguments: dict[str, Any] | None = None) -> None:
+    """Refuse numbers of episodes and seeds that no run has, and arguments of an environment that the record cannot hold."""
+    try:
+        json.dumps(arguments)
+    except (TypeError, ValueError):
+        raise FewbitError(f"env_args {arguments}: the record holds what JSON can; give numbers, texts, lists and dicts") from None
+    if not 2 <= episodes <= MOST_EPISODES:
         why = "an interval needs at least 2" if episodes < 2 else f"give at most {MOST_EPISODES:,}"
         raise FewbitError(f"--episodes {episodes}: {why}")
     if not 0 <= seed < MOST_SEED:

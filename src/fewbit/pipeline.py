@@ -59,19 +59,38 @@ def quantize(
     state: sources.Declared | None = None,
     training: Training | None = None,
 ) -> Artifact:
-    """Quantize a source, calibrated in env or on observations; measured where env is given.
+    """Quantize a trained network, calibrated in an environment or on observations, and measure it where there is an environment.
 
-    observations: [n, ...], of a recurrent one [episodes, steps, ...]; {input: such an array}; a .npy, .npz or .csv file of
-    them; or a data loader. state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
+    Args:
+        source: path of a Stable-Baselines3 .zip, an .onnx or (trusted) TorchScript .pt file; a live Stable-Baselines3 model; a
+            torch.nn.Module.
+        env: Gymnasium id, "module:Id" too; what calibrates and measures.
+        observations: what calibrates instead: [n, ...], of a network that remembers [episodes, steps, ...]; {input: such an
+            array}; a .npy, .npz or .csv file of them; or a data loader.
+        scheme: formats and method. None: DEFAULT, as the command line has it. A Scheme pins what it says, its method "rtn"
+            unless it says another. Method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without
+            env nothing can be shown, and it is the strongest method that trains nothing.
+        normalizer: vecnormalize.pkl, where it does not lie beside the zip.
+        env_args: for gymnasium.make; what JSON can hold.
+        keep: share of the float policy's return to keep.
+        episodes: at most so many; fewer where the verdict is clear.
+        seed: of episodes, calibration and training.
+        observation_shape: of a torch.nn.Module, without the batch, where it cannot be told.
+        budget: bytes of weights; int4 to int16 by layer, where they are needed.
+        progress: called with (what, done, of).
+        trust_torchscript: load a .pt file, which can execute code.
+        state: what an ONNX file or a torch.nn.Module remembers, {input: (output, first or None)}.
+        training: how long method "qat" learns, and where it is kept meanwhile.
 
-    scheme: DEFAULT without, as the command line has it; a Scheme pins what it says, its method "rtn" unless it says another.
-    scheme.method "auto" tries schemes from the cheapest on until `keep` is shown to be kept; without env nothing can be
-    shown, and it is the strongest method that trains nothing. budget: bytes of weights, spent on the layers that need them.
-    training: how long "qat" learns, and where it is kept meanwhile.
+    Returns:
+        The artifact: .save(path), .record (recipe, contract, and evidence or, without env, fidelity), .model.
+
+    Raises:
+        FewbitError: bad input, or something that cannot be done; what, where, and what to do, in one line.
     """
     scheme = DEFAULT if scheme is None else scheme
     check(scheme, budget)
-    check_run(episodes, seed)
+    check_run(episodes, seed, env_args)
     if scheme.weights in half.DTYPES:
         scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
@@ -367,14 +386,24 @@ def evaluate(
     trust_torchscript: bool = False,
     executor: str = "native",
 ) -> dict[str, Any]:
-    """Exactly `episodes` episodes of the artifact and, where given, of its float source; the record of "Evidence".
+    """Run exactly `episodes` episodes of an artifact and, where given, of its float source.
 
-    executor: native (the reference where the engine cannot), or a runtime of targets.RUNTIMES, in which it is run and timed.
+    Args:
+        artifact: a file, or what quantize returned; any ONNX policy too.
+        env, env_args, keep, episodes, seed, normalizer, progress, trust_torchscript: as in quantize.
+        against: the float source, as quantize takes it.
+        executor: "native" (fewbit's engine, or ONNX Runtime where that cannot), or a runtime of targets.RUNTIMES.
+
+    Returns:
+        The record of docs/design.md ("Evidence").
+
+    Raises:
+        FewbitError: bad input, in one line.
     """
     from fewbit.rl.measure import Baseline, measure, without_original
     from fewbit.rl.measure import check as check_measured
 
-    check_run(episodes, seed)
+    check_run(episodes, seed, env_args)
     check_measured(episodes, keep, seed)
     if against is None and normalizer is not None:
         raise FewbitError("--normalizer belongs to the float source; add --against SOURCE")

@@ -27,15 +27,26 @@ SATURATING = ("onnxruntime", "openvino")  # whose int8 kernels add two products 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What was chosen: formats of weights, hidden activations and observations, the method (solvers), layers apart from it."""
+    """What is asked for, and was chosen.
+
+    Attributes:
+        weights: int8, int6, int4, int3, int2, ternary, int16; float16 or bfloat16 (a cast); auto, with method auto.
+        activations: of hidden layers: uint8 (behind a ReLU; int8 elsewhere), int8, uint16 or int16.
+        inputs: observations: int16 or int8.
+        method: auto (a search), qat, dynamic; or, joined by +, at most one of smooth, awq, cross_layer, then clip, bias, and one
+            of rtn, gptq, adaround (fewbit.solvers).
+        ranges: of hidden activations: minmax, moving_average, percentile, mse, entropy (numerics/ranges).
+        layers: (name of a layer's node, format of its weights), for layers apart from the rest.
+        target: any, or the runtime by whose rules it is written: onnxruntime, openvino, tensorrt.
+    """
 
     weights: str = "int8"
     activations: str = "uint8"
     inputs: str = "int16"
     method: str = "rtn"
-    ranges: str = "minmax"  # of hidden activations: numerics/ranges
-    layers: tuple[tuple[str, str], ...] = ()  # (name of the layer's node, format of its weights)
-    target: str = "any"  # the runtime by whose rules it is written: targets.RUNTIMES
+    ranges: str = "minmax"
+    layers: tuple[tuple[str, str], ...] = ()
+    target: str = "any"
 
 
 def tensors(model: ir.Model) -> tuple[list[str], dict[str, Window | None]]:
