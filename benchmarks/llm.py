@@ -57,7 +57,7 @@ def row(model: Path, method: str, weights: str, work: Path, peer: str | None, ca
         command = [peer, Path(__file__).with_name("llm_peer.py"), model, out, calibration, weights]
     else:
         command = [sys.executable, "-c", MAIN, "llm", "quantize", model, "-o", out, "--weights", weights, "--method", method]
-        command += ["--calibration", calibration, "--json"]
+        command += ["--json"] if method == "rtn" else ["--calibration", calibration, "--json"]
     made, seconds, cpu = run(command)
     measure = [sys.executable, "-c", MAIN, "llm", "perplexity", out, "--text", whole, "--against", model, *WINDOWS, "--json"]
     found, _, _ = run(measure)

@@ -103,6 +103,35 @@ def test_of_the_other_verbs(refused, command, says):
     refused(command, says)
 
 
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("quantize . -o out --method rtn --calibration a.txt", "--calibration belongs to a --method that calibrates"),
+        ("quantize . -o out --method rtn --samples 5", "--samples belongs to a --method that calibrates"),
+        ("quantize . -o out --weights q4_k --group-size 32", "--group-size belongs to int8, int4, int3 and int2 weights"),
+        ("quantize . -o out --weights q4_0 --symmetric", "--symmetric belongs to int8, int4, int3 and int2 weights"),
+        ("quantize . -o out --weights int8 --bits-per-weight 4", "leave out --weights int8"),
+        ("export made --to gguf -o a.gguf --method gptq", "--method belongs to a float checkpoint"),
+        ("export made --to gguf -o a.gguf --group-size 64", "--group-size belongs to a float checkpoint"),
+        (
+            "export . --to gguf --type f16 --calibration a.txt -o a.gguf",
+            "--calibration belongs to a type and --method that calibrate",
+        ),
+        ("export . --to gguf --type q4_0 --method rtn --length 9 -o a.gguf", "--length belongs to a type and --method that"),
+        ("export . --to gguf --type q4_0 --symmetric -o a.gguf", "--symmetric belongs to --type int8 and int4"),
+        ("export . --to compressed-tensors --type fp8 --group-size 64 -o out", "--group-size belongs to --type int8 and int4"),
+        ("generate made hello --seed 3", "--seed belongs to --temperature above 0"),
+    ],
+)
+def test_of_language_models(refused, tmp_path, command, says):
+    from fewbit.llm import packed
+
+    (tmp_path / "made").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "made" / "config.json").write_text(f'{{"quantization_config": {{"quant_method": "{packed.METHOD}"}}}}')
+    refused(f"llm {command}", says)
+
+
 def test_python_is_refused_the_same(tmp_path):
     policy = network(tmp_path / "policy.onnx")
     given = {"obs": OBS, "goal": GOAL}

@@ -21,8 +21,12 @@ def _alone(context: typer.Context) -> None:
 def quantize(
     model: Annotated[Path, typer.Argument(help="the folder of a Hugging Face checkpoint")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write; another artifact there is not replaced")],
-    weights: Annotated[str, typer.Option(help="int8, int4, int3, int2; or a type of llama.cpp: q4_0, iq4_nl, q4_k, …")] = "int4",
-    group_size: Annotated[int, typer.Option(help="columns that share a scale; llama.cpp's types have their own")] = 64,
+    weights: Annotated[
+        str | None, typer.Option(help="int4 (default), int8, int3, int2; or a type of llama.cpp: q4_0, iq4_nl, q4_k, …")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="columns that share a scale (default 64); llama.cpp's types have their own")
+    ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="no zero points")] = False,
     method: Annotated[str, typer.Option(help="auto, rtn, gptq, awq, awq+gptq")] = "auto",
     calibration: Annotated[Path | None, typer.Option(help="a text file like what the model will read")] = None,
@@ -31,17 +35,30 @@ def quantize(
     bits_per_weight: Annotated[float | None, typer.Option(help="int2 to int8 by layer, within so many, scales counted")] = None,
     head: Annotated[str, typer.Option(help="int8, int4, …: the head too, if it is not the embedding; float")] = "",
     embedding: Annotated[str, typer.Option(help="int8, …: the embedding, and the head that is tied to it; float")] = "",
-    samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
-    length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
+    samples: Annotated[int | None, typer.Option(help="pieces of the calibration text, spread evenly (default 64)")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a piece (default 512)")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Quantize a language model's weights block by block; the same command goes on after a kill."""
     common.needs("llm", "torch", "safetensors", "transformers")
+    from fewbit.llm import methods
     from fewbit.llm import quantize as q
     from fewbit.llm.options import Options
     from fewbit.llm.work import part_of
+    from fewbit.numerics import ggml
 
-    options = Options(weights, group_size, symmetric, method, samples, length, bits_per_weight, head, embedding)
+    if not methods.find(method).calibrated:
+        texts = {"--calibration": calibration, "--samples": samples, "--length": length}
+        common.belongs("a --method that calibrates", texts)
+    if weights in ggml.TYPES:
+        common.belongs("int8, int4, int3 and int2 weights", {"--group-size": group_size, "--symmetric": symmetric})
+    elif weights is not None and bits_per_weight is not None:
+        raise FewbitError(f"--bits-per-weight chooses int2 to int8 layer by layer; leave out --weights {weights}")
+    given = {"weights": weights, "group_size": group_size, "samples": samples, "length": length}
+    options = Options(
+        symmetric=symmetric, method=method, bits_per_weight=bits_per_weight, head=head, embedding=embedding,
+        **{k: v for k, v in given.items() if v is not None},
+    )  # fmt: skip
     try:
         with common.Bar() as bar:
             record = q.quantize(model, out, options, calibration, bar, common.say, imatrix, consumer)

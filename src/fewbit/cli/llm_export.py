@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fewbit.cli import common
+from fewbit.errors import FewbitError
 
 
 def export(
@@ -15,22 +16,37 @@ def export(
     kind: Annotated[
         str, typer.Option("--type", help="q4_0, iq4_nl, q4_k, …; int4, int8, w8a8, fp8, nvfp4, …; an artifact's own without")
     ] = "",
-    group_size: Annotated[int, typer.Option(help="of int8 and int4 from a float checkpoint: columns that share a scale")] = 128,
+    group_size: Annotated[
+        int | None, typer.Option(help="of int8 and int4 from a float checkpoint: columns that share a scale (default 128)")
+    ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="of int8 and int4: no zero points")] = False,
     consumer: Annotated[str, typer.Option("--for", help="vllm, llama.cpp or transformers: refuse what it does not run")] = "",
     calibration: Annotated[Path | None, typer.Option(help="of a float checkpoint: a text like what the model will read")] = None,
-    method: Annotated[str, typer.Option(help="of a float checkpoint: auto, rtn, gptq, …")] = "auto",
+    method: Annotated[str | None, typer.Option(help="of a float checkpoint: auto (default), rtn, gptq, …")] = None,
     imatrix: Annotated[Path | None, typer.Option(help="with --method rtn: llama.cpp's importance matrix, for the scales")] = None,
-    samples: Annotated[int, typer.Option(help="pieces of the calibration text, spread evenly")] = 64,
-    length: Annotated[int, typer.Option(help="tokens of a piece")] = 512,
+    samples: Annotated[int | None, typer.Option(help="pieces of the calibration text, spread evenly (default 64)")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a piece (default 512)")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> int:
     """Write a language model for llama.cpp, vLLM or transformers; a float checkpoint is first quantized."""
     common.needs("llm", "torch", "safetensors", "transformers")
+    from fewbit.llm import artifact, methods
     from fewbit.llm import export as e
     from fewbit.llm.options import Options
 
-    given = Options(group_size=group_size, symmetric=symmetric, method=method, samples=samples, length=length)
+    texts = {"--calibration": calibration, "--samples": samples, "--length": length}
+    grid = {"--group-size": group_size, "--symmetric": symmetric}
+    numbers = {"samples": samples, "length": length, "group_size": group_size or 128}
+    given = Options(symmetric=symmetric, method=method or "auto", **{k: v for k, v in numbers.items() if v is not None})
+    if not source.is_dir():
+        raise FewbitError(f"{source}: no such folder; give what `fewbit llm quantize` wrote, or the folder of a checkpoint")
+    if artifact.is_artifact(source):
+        common.belongs("a float checkpoint; this one is quantized", texts | grid | {"--method": method})
+    else:
+        if not methods.find(given.method).calibrated or e.find(to).plain_kind(kind, given):
+            common.belongs("a type and --method that calibrate", texts)
+        if kind and not kind.startswith("int"):
+            common.belongs("--type int8 and int4", grid)
     with common.Bar() as bar:
         record = e.export(source, out, to, kind, given, calibration, bar, common.say, imatrix, consumer)
     common.show_pairs(record, json)

@@ -18,7 +18,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="new tokens at most")] = 256,
     threads: Annotated[int | None, typer.Option(help="threads; torch's own number without")] = None,
     temperature: Annotated[float, typer.Option(help="0: the likeliest token each time")] = 0.0,
-    seed: Annotated[int, typer.Option(help="of the draws at a temperature above 0")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of the draws at a temperature above 0 (default 0)")] = None,
     activations: Annotated[str, typer.Option(help="int8, or float: slower, the weights' error alone")] = "int8",
     kv: Annotated[str, typer.Option(help="int8: keys and values of what was read in a quarter of the bytes; float")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="the prompt as it stands, without the chat template")] = False,
@@ -33,6 +33,8 @@ def generate(
     for name, (value, least) in given.items():
         if not least <= value < 1 << 20:
             raise FewbitError(f"{name} {value}: give a number from {least}")
+    if temperature == 0:
+        common.belongs("--temperature above 0", {"--seed": seed})
     common.needs("llm", "torch", "safetensors", "transformers")
     from fewbit.llm import kv_cache
     from fewbit.llm.loading import load
@@ -44,7 +46,9 @@ def generate(
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer = load(folder, threads, activations)
-    record = run(model, tokenizer, prompt, max_tokens, temperature, seed, raw, not json, kv_cache.arguments(model) if kv else {})
+    record = run(
+        model, tokenizer, prompt, max_tokens, temperature, seed or 0, raw, not json, kv_cache.arguments(model) if kv else {}
+    )
     if json:
         print(jsonlib.dumps(record))
     else:
