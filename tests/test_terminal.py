@@ -41,6 +41,15 @@ def test_help_names_every_option_whole_at_any_width(monkeypatch, capsys, columns
         assert option in out and "…" not in out and out.isascii()
 
 
+@pytest.mark.parametrize("arguments", [("formats",), ("plan", "7B", "--device", "H100"), ("formats", "int4", "--value", "0.3")])
+def test_a_narrow_terminal_cuts_no_figure(monkeypatch, capsys, arguments):
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run(monkeypatch, capsys, *arguments)[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = run(monkeypatch, capsys, *arguments)[1]
+    assert "…" not in narrow and sorted(narrow.split()) == sorted(wide.split())
+
+
 def test_every_verb_has_an_example(monkeypatch, capsys):
     from fewbit.cli.main import VERBS
 

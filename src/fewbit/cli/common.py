@@ -82,6 +82,12 @@ class PlainConsole(Console):
         return super().render_str(lines, **options | {"markup": False, "emoji": False})
 
 
+def print_table(table: Table) -> None:
+    """A table of figures on standard output, as wide as it is: none is cut, a terminal that is too narrow breaks its lines."""
+    width = Console(width=PIPED_WIDTH).measure(table).maximum
+    Console(width=max(width, console().width)).print(table)
+
+
 def needs(extra: str, *packages: str) -> None:
     """Refuse before any work where a package is missing."""
     for name in packages:

@@ -33,7 +33,7 @@ def formats(
     for name, row in rows.items():
         table.add_row(name, *(_text(row[k]) for k in shown), *row["values"].values())
     console = common.console()
-    console.print(table)
+    common.print_table(table)
     if value and any(isinstance(f, IntFormat) for f in records):
         console.print("Integers and nf4 hold a value after division by a scale; here the scale is 1.", highlight=False)
     return 0

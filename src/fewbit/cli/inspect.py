@@ -133,7 +133,7 @@ def _sensitivity(source: Path, env: str | None, weights: str, episodes: int, jso
         error = f"{row['action_rmse']:.3%}" if "action_rmse" in row else f"{1 - row['action_agreement']:.3%} differ"
         kept = ("undefined", "-") if row["kept"] is None else (f"{row['kept']:.1%}", f"{low:.1%} to {high:.1%}")
         table.add_row(row["layer"], *kept, error, "-" if row["sqnr_local"] is None else f"{row['sqnr_local']:.1f} dB")
-    common.console().print(table)
+    common.print_table(table)
     return 0
 
 

@@ -48,5 +48,5 @@ def evaluate(
                     f"{r['better']}, {r['worse']}",
                 ]
             table.add_row(*cells)
-    common.console().print(table)
+    common.print_table(table)
     return 0

@@ -179,7 +179,7 @@ def _show_sizes(console: Console, record: dict[str, Any]) -> None:
     table = Table("format", *({"kv": "KV cache"}.get(x, x) for x in parts), box=None, padding=(0, 2, 0, 0))
     for fmt, row in record["formats"].items():
         table.add_row(fmt, *(amount(row[x]) if row[x] else "-" for x in parts))
-    console.print(table)
+    common.print_table(table)
     for line in record["includes"]:
         console.print(line, highlight=False)
 
@@ -194,7 +194,7 @@ def _show_bounds(console: Console, record: dict[str, Any]) -> None:
         cells = [_cell(row["formats"][fmt]) for fmt in SHOWN]
         table.add_row(printable(name), amount(row["memory"]), amount(row["bandwidth"]) + "/s", *cells)
         reasons.setdefault(row["why"], []).append(name)
-    console.print(table)
+    common.print_table(table)
     console.print("m memory-bound, c compute-bound, o bound by on-chip memory; -: does not fit", highlight=False)
     for reason, names in reasons.items():
         console.print(f"{printable(', '.join(names))}: {reason}.", highlight=False)
@@ -210,7 +210,7 @@ def _show_wall(console: Console, found: dict[str, Any]) -> None:
         rows.setdefault(x["width"], []).extend(cells)
     for width, row in rows.items():
         table.add_row(str(width), *row)
-    console.print(table)
+    common.print_table(table)
     for fmt, kernel in found["kernels"].items():
         console.print(f"{fmt}: {kernel}", highlight=False)
     levels = ", ".join(f"{k} {amount(v)}" for k, v in found["caches"].items()) or "sizes not readable on this system"
