@@ -135,3 +135,32 @@ def test_half_precision_is_a_cast_and_no_search(zoo):
     assert artifact.record["recipe"]["method"] == "rtn" and "search" not in artifact.record
     with pytest.raises(fewbit.FewbitError, match="nothing to solve"):
         fewbit.quantize(path, env="CartPole-v1", scheme=fewbit.Scheme("float16", method="gptq"), episodes=2)
+
+
+def test_half_precision_reaches_convolutions(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "v": rng.normal(size=(64, 2))}
+    ends = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ("n", 3, 6, 6)), ("y", ("n", 2)))]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "v"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "conv.onnx")
+    x = rng.normal(size=(50, 3, 6, 6)).astype(np.float32)
+    made = fewbit.quantize(tmp_path / "conv.onnx", observations=x, scheme=fewbit.Scheme("float16"))
+    made.save(tmp_path / "half.onnx")
+    kinds = [i.data_type for i in onnx.load(tmp_path / "half.onnx").graph.initializer if len(i.dims) > 1]
+    assert kinds == [TensorProto.FLOAT16] * 2
+    rounded = {k: v.astype(np.float16).astype(np.float32) for k, v in weights.items()}
+    del graph.initializer[:]
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in rounded.items())
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "rounded.onnx")
+    want = fewbit.load(tmp_path / "rounded.onnx", "onnxruntime")(x)
+    np.testing.assert_allclose(fewbit.load(tmp_path / "half.onnx", "onnxruntime")(x), want, atol=1e-4)

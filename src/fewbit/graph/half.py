@@ -7,13 +7,14 @@ import onnx_ir as ir
 
 from fewbit.errors import FewbitError
 from fewbit.graph.edit import add_constant, const, new_node, remove_unused
+from fewbit.graph.layers import LAYERS
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def write(model: ir.Model, name: str) -> ir.Model:
-    """Store every Gemm's weight in place as `name` and return the model; a weight that overflows is refused."""
-    for gemm in [n for n in model.graph if n.op_type == "Gemm"]:
+    """Store every layer's weight in place as `name` and return the model; a weight that overflows is refused."""
+    for gemm in [n for n in model.graph if n.op_type in LAYERS]:
         weight, value = const(gemm.inputs[1]), gemm.inputs[1]
         if weight is None or value is None:
             continue
