@@ -151,3 +151,37 @@ def test_numbers_that_are_not_finite_are_named_with_their_file(tied, tmp_path, t
         with pytest.raises(FewbitError, match=rf"^{folder}.*{name} holds numbers that are not finite"):
             run(tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+IN_TUPLES = {
+    "bloom": {"num_key_value_heads": None},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("family", IN_TUPLES)
+def test_blocks_that_return_tuples_are_walked(tmp_path, text, family):
+    folder = make(tmp_path / "m", family, **IN_TUPLES[family])
+    assert kl(folder, tmp_path / "out", "auto", text) < 1e-3
+
+
+def test_a_model_that_gives_its_blocks_more_of_the_tokens_is_refused(tied, tmp_path, text, monkeypatch):
+    """Block after block, with the masks of another text, would not be the model."""
+    from transformers.models.llama import modeling_llama
+
+    run = modeling_llama.LlamaModel.forward
+    seen = {}
+
+    def model(self, input_ids, **kwargs):
+        seen["ids"] = input_ids
+        return run(self, input_ids=input_ids, **kwargs)
+
+    def rotary(self, x, position_ids):
+        cos, sin = old(self, x, position_ids)
+        return cos, sin * (1 + 0.01 * seen["ids"][..., None])
+
+    old = modeling_llama.LlamaRotaryEmbedding.forward
+    monkeypatch.setattr(modeling_llama.LlamaModel, "forward", model)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary)
+    with pytest.raises(FewbitError, match="gives its blocks position_embeddings, which depends on the tokens"):
+        quantize.quantize(tied, tmp_path / "out", Options("int8", 16, False, "auto", 4, 32), text)

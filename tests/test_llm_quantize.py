@@ -18,7 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from fewbit.cli.main import app  # noqa: E402
 from fewbit.errors import FewbitError  # noqa: E402
-from fewbit.llm import artifact, blocks, fold, methods, quantize, source, staged, walk  # noqa: E402
+from fewbit.llm import artifact, blocks, entry, fold, methods, quantize, source, staged, walk  # noqa: E402
 from fewbit.llm.options import Options  # noqa: E402
 from fewbit.solvers import grouped  # noqa: E402
 from fewbit.solvers.grids import Grid  # noqa: E402
@@ -165,7 +165,7 @@ def test_a_token_counts_by_the_stream_in_which_it_is_larger():
 
 def _block(home: Path, family: str = "llama") -> tuple[blocks.Structure, torch.nn.Module, list[torch.Tensor], blocks.Call]:
     structure = blocks.read(source.open_source(home / family))
-    states, calls = blocks.entry(structure, list(torch.randint(0, 256, (2, 2, 24))))
+    states, calls = entry.entry(structure, list(torch.randint(0, 256, (2, 2, 24))))
     block = structure.blocks[0]
     blocks.fill(structure, block, f"{structure.prefix}0.")
     return structure, block, states, calls[0]
@@ -177,7 +177,7 @@ def test_the_walk_runs_the_model(tmp_path, family):
     folder = tiny_llm.save(tmp_path / family, family)
     structure = blocks.read(source.open_source(folder))
     ids = torch.randint(0, 256, (2, 40))
-    (states,), calls = blocks.entry(structure, [ids])
+    (states,), calls = entry.entry(structure, [ids])
     wanted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         hidden = wanted(ids, output_hidden_states=True).hidden_states

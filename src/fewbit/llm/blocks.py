@@ -141,56 +141,8 @@ class Call:
     probe: dict[str, Any]
 
 
-class _Stub(nn.Module):
-    """Stands for a block: keeps what it is called with, hands its input on. Attributes of the block stay readable."""
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self._block = [block]  # in a list, so that it is no submodule
-        self.call: dict[str, Any] | None = None
-        self.states: torch.Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._block[0], name)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args:
-            raise FewbitError(f"{type(self._block[0]).__name__} is called with positional arguments; not the expected structure")
-        self.call, self.states = kwargs, hidden_states
-        return hidden_states
-
-
-def entry(structure: Structure, batches: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[Call]]:
-    """(hidden states before block 0 of each batch of ids [n, length], each block's call). All batches have one shape."""
-    base, blocks = structure.base, structure.blocks
-    outside = [(n, m) for n, m in base.named_children() if m is not blocks]
-    for name, module in outside:
-        fill(structure, module, _outer_prefix(structure) + name + ".")
-    stubs = [_Stub(b) for b in blocks]
-    owner = next(n for n, m in base.named_children() if m is blocks)
-    setattr(base, owner, nn.ModuleList(stubs))
-    try:
-        found: list[list[dict[str, Any]]] = []
-        states = []
-        for ids in [probe(batches[0]), *batches]:
-            with torch.inference_mode():
-                base(input_ids=ids, use_cache=False)
-            if stubs[0].states is None or any(s.call is None for s in stubs):
-                raise FewbitError(f"{type(base).__name__} does not run all its blocks; not the expected structure")
-            states.append(stubs[0].states.clone())
-            if len(found) < 2:
-                found.append([s.call or {} for s in stubs])
-        return states[1:], [Call(batch, short) for short, batch in zip(*found, strict=True)]
-    finally:
-        setattr(base, owner, blocks)
-        for _, module in outside:
-            empty(module)
-
-
-def _outer_prefix(structure: Structure) -> str:
+def outer_prefix(structure: Structure) -> str:
+    """Of the names of what lies beside the blocks."""
     name = structure.prefix.rstrip(".").rpartition(".")[0]
     return f"{name}." if name else ""
 
@@ -228,10 +180,11 @@ def groups(block: nn.Module, states: torch.Tensor, call: Call) -> list[list[str]
         run(block, states, call)
     found = [names for _, names in seen]
     flat = [n for names in found for n in names]
-    if sorted(flat) != sorted(linears(block)):
+    other = next((n for n in linears(block) if flat.count(n) != 1), "")
+    if other:
         raise FewbitError(
-            f"{type(block).__name__}: its Linear layers do not run once each ({len(flat)} runs of {len(linears(block))}); "
-            "mixtures of experts are not supported"
+            f"{type(block).__name__}: its Linear {other} runs {flat.count(other)} times for a text, or its weight is used without "
+            "it; --method rtn needs no run, else the model is not supported"
         )
     return found
 
@@ -241,9 +194,9 @@ def inputs_watched(block: nn.Module, note: Callable[[str, torch.Tensor], None]) 
     """note(name, input) before every Linear runs."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda module, inputs: note(name, inputs[0])
+        return lambda module, inputs, named: note(name, inputs[0] if inputs else named["input"])
 
-    handles = [m.register_forward_pre_hook(hook(n)) for n, m in linears(block).items()]
+    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in linears(block).items()]
     try:
         yield
     finally:

@@ -33,11 +33,11 @@ def measure(
     """(squares by GGUF name, tokens) of a float checkpoint, block by block."""
     import torch
 
-    from fewbit.llm import blocks, calibration, gguf, source
+    from fewbit.llm import blocks, calibration, entry, gguf, source
 
     structure = blocks.read(source.open_source(folder))
     ids = calibration.samples(calibration.tokens(folder, text), samples, length, str(text), calibration.beginning(folder))
-    states, calls = blocks.entry(structure, [ids[k : k + 1] for k in range(len(ids))])
+    states, calls = entry.entry(structure, [ids[k : k + 1] for k in range(len(ids))])
     found: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
 

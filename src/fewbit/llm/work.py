@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fewbit.errors import FewbitError
 from fewbit.files import write_whole
-from fewbit.llm import artifact, blocks, budget, consumers, forecast, gguf, methods, packed, walk
+from fewbit.llm import artifact, blocks, budget, consumers, entry, forecast, gguf, methods, packed, walk
 from fewbit.llm.imatrix import Importance
 from fewbit.llm.options import Options
 from fewbit.solvers import grouped
@@ -122,7 +122,7 @@ class Work:
         if not kept.exists():
             group, symmetric = options.group_size, options.symmetric
             samples = torch.cat(self.batches)[: budget.SAMPLES]
-            (states,), calls = blocks.entry(self.structure, [samples])
+            (states,), calls = entry.entry(self.structure, [samples])
             losses: budget.Losses = {}
             for k, block in enumerate(self.structure.blocks):
                 blocks.fill(self.structure, block, f"{self.structure.prefix}{k}.")
@@ -145,9 +145,9 @@ class Work:
             return walk.Streams([], []), []
         kept = self._stream_file(done)
         if not kept.exists():
-            states, calls = blocks.entry(self.structure, self.batches)
+            states, calls = entry.entry(self.structure, self.batches)
             return walk.Streams(states[: self._exact()], states), calls
-        _, calls = blocks.entry(self.structure, self.batches[:1])
+        _, calls = entry.entry(self.structure, self.batches[:1])
         held = load_file(kept)
         exact = [held[f"exact.{b}"] for b in range(self._exact())]
         return walk.Streams(exact, [held[f"quantized.{b}"] for b in range(len(self.batches))]), calls
