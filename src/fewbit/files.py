@@ -1,6 +1,8 @@
 """Files that nobody meets half written: written beside, then renamed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fewbit.errors import FewbitError
@@ -48,6 +50,44 @@ def check_writable(path: str | Path, source: str | Path | None = None) -> None:
         part.unlink()
     except OSError as e:
         raise _refusal(path, e) from None
+
+
+@contextmanager
+def said_in_one_line(path: Path) -> Iterator[None]:
+    """What the system refuses while path is written (a full disk, no permission) as one line about path."""
+    try:
+        yield
+    except OSError as e:
+        raise _refusal(path, e) from None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep path's place to this process: a second one that would write there is refused. A kill gives it free again.
+
+    Raises:
+        FewbitError: Another process is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with said_in_one_line(path):
+        held = lock.open("w")
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = lock.exists() and os.path.samestat(os.fstat(held.fileno()), lock.stat())
+        except OSError:
+            ours = False
+        if not ours:  # held, or just given free and removed by the process that had it
+            raise FewbitError(f"{path}: another run is writing it; wait for its end, or choose another name")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _part(path: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fewbit.errors import FewbitError
+from fewbit.files import said_in_one_line
 from fewbit.numerics import ggml
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
@@ -66,7 +67,7 @@ def write(path: Path, metadata: dict[str, Any], tensors: list[Tensor]) -> int:
         raise FewbitError(f"{path}: the folder {path.parent} does not exist")
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as f:
+        with said_in_one_line(path), part.open("wb") as f:
             f.write(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
             for key, value in metadata.items():
                 f.write(_text(key) + _value(value))

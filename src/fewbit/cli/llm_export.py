@@ -69,6 +69,7 @@ def imatrix(
     files.check_new(out)
     with common.Bar() as bar:
         squares, tokens = i.measure(model, calibration, samples, length, bar)
-    size = i.write(out, squares, tokens, calibration.name, length)
+    with files.alone(out):
+        size = i.write(out, squares, tokens, calibration.name, length)
     common.show_pairs({"file": str(out), "weights": len(squares), "tokens": tokens, "bytes": size}, json)
     return 0

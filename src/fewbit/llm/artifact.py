@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fewbit import checkpoint
-from fewbit.errors import FewbitError
+from fewbit import checkpoint, files
+from fewbit.errors import FewbitError, first_line
 from fewbit.files import write_whole
 from fewbit.llm import packed
 from fewbit.numerics import ggml
@@ -42,8 +42,14 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """A safetensors file, whole or not at all; equal tensors make equal bytes."""
     part = path.with_name(f".{path.name}.part")
     try:
-        save_file(dict(sorted(tensors.items())), part, metadata={"format": "pt"})
-        part.replace(path)
+        with files.said_in_one_line(path):
+            part.touch()
+            mode = part.stat().st_mode  # as the user's umask says; the library makes files that only their owner reads
+            save_file(dict(sorted(tensors.items())), part, metadata={"format": "pt"})
+            part.chmod(mode)
+            part.replace(path)
+    except SafetensorError as e:
+        raise FewbitError(f"{path}: cannot be written ({first_line(e)}); give a place that can be") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -64,11 +70,12 @@ def finish(folder: Path, source: Path, config: dict[str, Any], recipe: packed.Re
 
 def copy_others(source: Path, folder: Path) -> None:
     """All of a checkpoint's files but its weights and what says how they lie; and the templates in a folder of their own."""
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
-            shutil.copyfile(path, folder / path.name)
-    if (source / TEMPLATES).is_dir():
-        shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
+    with files.said_in_one_line(folder):
+        for path in source.iterdir():
+            if path.is_file() and not path.name.endswith(WEIGHTS) and path.name not in (INDEX, "config.json", RECORD):
+                shutil.copyfile(path, folder / path.name)
+        if (source / TEMPLATES).is_dir():
+            shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
 
 
 def is_artifact(folder: Path) -> bool:

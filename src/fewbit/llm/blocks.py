@@ -183,8 +183,8 @@ def groups(block: nn.Module, states: torch.Tensor, call: Call) -> list[list[str]
     other = next((n for n in linears(block) if flat.count(n) != 1), "")
     if other:
         raise FewbitError(
-            f"{type(block).__name__}: its Linear {other} runs {flat.count(other)} times for a text, or its weight is used without "
-            "it; --method rtn needs no run, else the model is not supported"
+            f"{type(block).__name__}: its Linear {other} runs {flat.count(other)} times for a text, or its weight is used "
+            "without it; --method rtn needs no run, else the model is not supported"
         )
     return found
 

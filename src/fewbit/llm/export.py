@@ -51,15 +51,17 @@ def export(
     if consumer:
         consumers.check(consumer, source, to, kind, given)
     contents.check(blocks.build(source), source)
-    if artifact.is_artifact(source) or place.plain_kind(kind, given):
-        if importance:
-            raise FewbitError(f"--imatrix {importance}: nothing is rounded under it on the way to this; leave it out")
-        return place.export(source, out, kind, given)
-    solved = out.with_name(f".{out.name}.solved")
-    made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)
-    record = place.export(solved, out, "", given)
-    shutil.rmtree(solved)
-    return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
+    if (artifact.is_artifact(source) or place.plain_kind(kind, given)) and importance:
+        raise FewbitError(f"--imatrix {importance}: nothing is rounded under it on the way to this; leave it out")
+    with files.alone(out):
+        files.check_new(out)  # what another run may have finished meanwhile
+        if artifact.is_artifact(source) or place.plain_kind(kind, given):
+            return place.export(source, out, kind, given)
+        solved = out.with_name(f".{out.name}.solved")
+        made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)
+        record = place.export(solved, out, "", given)
+        shutil.rmtree(solved)
+        return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
 
 
 def find(to: str) -> ModuleType:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fewbit import files
 from fewbit.errors import FewbitError
 from fewbit.llm import artifact, blocks, calibration, consumers, forecast, imatrix, methods, source
 from fewbit.llm.options import Options, check
@@ -42,12 +43,13 @@ def quantize(
         raise FewbitError(f"--imatrix is for --method rtn; {options.method} measures more than it says")
     key = _key(structure, options, ids) | ({"imatrix": given.digest} if given else {})
     key |= {"for": consumer} if consumer and options.bits_per_weight is not None else {}
-    if _finished(out, key):
-        return _record(out, structure, options, None, began)
-    if first.ids:
-        say(f"every sample begins with {first.names}, as the tokenizer begins a text")
-    work = Work(out, structure, key, ids, options, given, consumer)
-    said = work.run(progress or (lambda *_: None), say)
+    with files.alone(out):
+        if _finished(out, key):
+            return _record(out, structure, options, None, began)
+        if first.ids:
+            say(f"every sample begins with {first.names}, as the tokenizer begins a text")
+        work = Work(out, structure, key, ids, options, given, consumer)
+        said = work.run(progress or (lambda *_: None), say)
     return _record(out, structure, options, said, began)
 
 

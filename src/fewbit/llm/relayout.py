@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fewbit import checkpoint
+from fewbit import checkpoint, files
 from fewbit.errors import FewbitError
 from fewbit.llm import artifact, blocks, contents, packed, source
 from fewbit.llm.options import WEIGHTS, Options
@@ -144,7 +144,8 @@ class _written:
 
     def __enter__(self) -> Callable[[str, dict[str, torch.Tensor]], None]:
         shutil.rmtree(self.part, ignore_errors=True)
-        self.part.mkdir()
+        with files.said_in_one_line(self.out):
+            self.part.mkdir()
 
         def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
             artifact.save(self.part / name, tensors)
@@ -154,14 +155,18 @@ class _written:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if kind is None:
-            size = sum(p.stat().st_size for p in self.part.glob("*.safetensors"))
-            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.where.items()))}
-            if set(self.where.values()) != {"model.safetensors"}:
-                (self.part / artifact.INDEX).write_text(json.dumps(index, indent=1) + "\n")
-            artifact.copy_others(self.source, self.part)
-            (self.part / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
-            self.part.rename(self.out)
+            with files.said_in_one_line(self.out):
+                self._finish()
         shutil.rmtree(self.part, ignore_errors=True)
+
+    def _finish(self) -> None:
+        size = sum(p.stat().st_size for p in self.part.glob("*.safetensors"))
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.where.items()))}
+        if set(self.where.values()) != {"model.safetensors"}:
+            (self.part / artifact.INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        artifact.copy_others(self.source, self.part)
+        (self.part / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+        self.part.rename(self.out)
 
 
 def _record(out: Path, kind: str) -> dict[str, Any]:
