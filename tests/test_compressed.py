@@ -226,6 +226,18 @@ def test_what_a_consumer_does_not_run_is_refused_before_any_work(tmp_path, monke
     assert not worked and [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def test_an_export_says_what_runs_it_and_what_would_be_run(home, tmp_path):
+    said: list[str] = []
+    quantize.quantize(home / "llama", tmp_path / "a", Options("int4", 64, method="rtn"))  # as by default
+    record = export.export(tmp_path / "a", tmp_path / "out", "compressed-tensors", say=said.append)
+    assert record["runs_in"] == "" and len(said) == 1 and "\n" not in said[0]
+    assert "give --group-size 128" in said[0] and "quantize with --symmetric" in said[0]
+    quantize.quantize(home / "llama", tmp_path / "b", Options("int4", 64, True, method="rtn"))
+    record = export.export(tmp_path / "b", tmp_path / "there", "compressed-tensors", say=said.append)
+    assert record["runs_in"] == "transformers" and len(said) == 1
+    assert logits(tmp_path / "there").shape[-1] == 256
+
+
 def test_an_artifact_is_judged_by_what_it_holds(home, tmp_path):
     quantize.quantize(home / "llama", tmp_path / "a", Options("int4", 32, method="rtn"))
     with pytest.raises(FewbitError, match="groups of 32"):

@@ -50,6 +50,18 @@ def check(consumer: str, source: Path, to: str, kind: str, given: Options) -> No
         _one_width({name: own for name, (_, own) in layers.items()})
 
 
+def known(source: Path, to: str, kind: str, given: Options) -> dict[str, str]:
+    """Consumer -> why it does not run what is about to be written, "" where it does; of all that load this place."""
+    found = {}
+    for consumer in (c for c, places in PLACES.items() if to in places):
+        try:
+            check(consumer, source, to, kind, given)
+            found[consumer] = ""
+        except FewbitError as e:
+            found[consumer] = str(e)
+    return found
+
+
 def widths(consumer: str, symmetric: bool) -> tuple[int, ...]:
     """Bits that --bits-per-weight may choose among."""
     own = {"vllm": ("int4", "int8"), "llama.cpp": WEIGHTS if symmetric else ("int4", "int3", "int2")}.get(consumer, WEIGHTS)

@@ -53,15 +53,19 @@ def export(
     contents.check(blocks.build(source), source)
     if (artifact.is_artifact(source) or place.plain_kind(kind, given)) and importance:
         raise FewbitError(f"--imatrix {importance}: nothing is rounded under it on the way to this; leave it out")
+    known = consumers.known(source, to, kind, given)
+    runs = ", ".join(c for c, why in known.items() if not why)
+    if not runs and say:
+        say(f"{out}: none of what fewbit knows of {to} runs this. {'. '.join(known.values())}")
     with files.alone(out):
         files.check_new(out)  # what another run may have finished meanwhile
         if artifact.is_artifact(source) or place.plain_kind(kind, given):
-            return place.export(source, out, kind, given)
+            return place.export(source, out, kind, given) | {"runs_in": runs}
         solved = out.with_name(f".{out.name}.solved")
         made = quantize.quantize(source, solved, place.options(source, kind, given), calibration, progress, say, importance)
         record = place.export(solved, out, "", given)
         shutil.rmtree(solved)
-        return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"]}
+        return record | {"seconds": made["seconds"], "peak_bytes": made["peak_bytes"], "runs_in": runs}
 
 
 def find(to: str) -> ModuleType:
