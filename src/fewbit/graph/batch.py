@@ -16,6 +16,7 @@ from fewbit.graph import calibrate
 
 GROUPS = 3  # batches that are run by themselves
 MOST_RUNS = 200
+SIZED = {"Reshape", "Squeeze"}  # what holds the batch where its sizes or axes are constants
 RECURRENT = {"LSTM", "GRU", "RNN"}
 PASSED_ON = {"Slice", "Split", "Gather", "Identity", "Cast"}  # between a state [layers, batch, hidden] and what reads it
 
@@ -73,14 +74,20 @@ def _is_state(graph: onnx.GraphProto, name: str) -> bool:
 def _declare(proto: onnx.ModelProto, axes: dict[str, int]) -> None:
     """Write "batch" where it stands; an output that no input reaches keeps its own shape."""
     del proto.graph.value_info[:]
-    reached = set(axes)
-    for node in proto.graph.node:
-        if reached & _reads(node):
-            reached |= set(node.output)
+    reached = _reached(proto.graph)
     for value in [*proto.graph.input, *(v for v in proto.graph.output if v.name in reached)]:
         dims = value.type.tensor_type.shape.dim
         if len(dims):
             dims[0].dim_param = "batch"
+
+
+def _reached(graph: onnx.GraphProto) -> set[str]:
+    """The inputs and all that depends on them."""
+    reached = {v.name for v in graph.input}
+    for node in graph.node:
+        if reached & _reads(node):
+            reached |= set(node.output)
+    return reached
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
@@ -102,7 +109,8 @@ class _Search:
     nodes: list[int]
     chosen: dict[int, np.ndarray | None] = field(default_factory=dict)
     runs: int = MOST_RUNS
-    stuck: int = -1
+    stuck: int = -1  # the furthest node whose input could not be made
+    mixed: list[str] = field(default_factory=list)  # outputs whose rows are not each group's
 
     def run(self, names: list[str]) -> list[np.ndarray] | None:
         """The named tensors for all groups at once, or None where ONNX Runtime cannot."""
@@ -155,8 +163,8 @@ class _Search:
             return [KEPT]
         moved = [k for k in range(value.ndim) if value.shape[k] != shape[k]]
         if node.op_type == "Squeeze":
-            asked = _constant(self.model.graph, node, 1)
-            axes = range(len(shape)) if asked is None else [int(a) % len(shape) for a in asked]
+            asked = self.alone[node.input[1]][0] if len(node.input) > 1 else range(len(shape))
+            axes = [int(a) % len(shape) for a in asked]
             left = [a for a in axes if shape[a] == 1 and a not in moved]
             return [np.array(left, np.int64) if left else None]
         out = self.alone[node.output[0]][0].shape
@@ -167,7 +175,8 @@ class _Search:
     def _outputs_agree(self) -> bool:
         names = [v.name for v in self.model.graph.output]
         found = self.run(names)
-        return found is not None and all(_layout(v, self.alone[n]) is not None for n, v in zip(names, found, strict=True))
+        self.mixed = [n for n, v in zip(names, found or [], strict=False) if _layout(v, self.alone[n]) is None]
+        return found is not None and not self.mixed
 
 
 KEPT = object()
@@ -176,8 +185,13 @@ KEPT = object()
 def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, int], batch: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     groups = [{v.name: _random(v, rng) for v in original.graph.input} for _ in range(GROUPS)]
-    nodes = [k for k, n in enumerate(model.graph.node) if _holds_sizes(model.graph, n)]
-    ends = [name for k in nodes for name in (model.graph.node[k].input[0], model.graph.node[k].output[0])]
+    reached = _reached(model.graph)
+    nodes = [
+        k
+        for k, n in enumerate(model.graph.node)
+        if n.op_type in SIZED and n.input[0] in reached and not reached & set(n.input[1:])
+    ]
+    ends = [name for k in nodes for name in (*model.graph.node[k].input, model.graph.node[k].output[0])]
     names = [n for n in dict.fromkeys([*(v.name for v in model.graph.output), *ends]) if n not in axes]
     try:
         runner = calibrate.session(_with_outputs(original, names), False)
@@ -192,14 +206,15 @@ def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, in
     if search._outputs_agree():
         return model
     if not search.solve():
-        raise FewbitError(_refusal(model, search.stuck, batch, list(axes)))
+        raise FewbitError(_refusal(search, batch, list(axes)))
     search.model = model
     return search.rewritten()
 
 
-def _refusal(model: onnx.ModelProto, stuck: int, batch: int, inputs: list[str]) -> str:
-    node = model.graph.node[stuck] if stuck >= 0 else None
-    where = f" (before node {node.name or node.output[0]}, {node.op_type})" if node is not None else ""
+def _refusal(search: _Search, batch: int, inputs: list[str]) -> str:
+    node = search.model.graph.node[search.stuck] if search.stuck >= 0 else None
+    where = f" (output {search.mixed[0]} mixes its rows)" if search.mixed else ""
+    where = f" (before node {node.name or node.output[0]}, {node.op_type})" if node is not None else where
     given = ", ".join(f"{n!r}: {{0: 'batch'}}" for n in inputs)
     return (
         f"its batch of {batch} is fixed in the graph{where} and cannot be freed; export it with a free batch: "
@@ -232,24 +247,6 @@ def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     del made.graph.node[:]
     made.graph.node.extend(reversed(kept))
     return made
-
-
-def _holds_sizes(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
-    """A Reshape to constant sizes, or a Squeeze."""
-    return node.op_type == "Squeeze" or (node.op_type == "Reshape" and _constant(graph, node, 1) is not None)
-
-
-def _constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int) -> np.ndarray | None:
-    if len(node.input) <= index:
-        return None
-    for t in graph.initializer:
-        if t.name == node.input[index]:
-            return numpy_helper.to_array(t)
-    for other in graph.node:
-        if other.op_type == "Constant" and other.output[0] == node.input[index]:
-            return np.asarray(onnx.helper.get_attribute_value(other.attribute[0]) if not other.attribute[0].HasField("t")
-                              else numpy_helper.to_array(other.attribute[0].t))  # fmt: skip
-    return None
 
 
 def _random(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
