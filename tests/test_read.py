@@ -312,3 +312,38 @@ def test_weights_of_2_gib_are_refused_before_they_are_read(tmp_path):
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(FewbitError, match="2 GiB of weights or more"):
         read(tmp_path / "m.onnx")
+
+
+def branching(condition: str) -> onnx.ModelProto:
+    """y is one Gemm or another, as a constant or the columns of x say; each branch has initializers of its own."""
+    proto = network()
+    last = proto.graph.node.pop()
+    branches = {}
+    for name, sign in (("then_branch", 1), ("else_branch", -1)):
+        held = [numpy_helper.from_array(sign * B2, "own"), numpy_helper.from_array(sign * W2, "w")]
+        step = helper.make_node("Gemm", ["r", "w", "own"], ["made"], transB=1)
+        branches[name] = helper.make_graph([step], name, [], [value("made", [None, 3])], held)
+    assert last.output[0] == "y"
+    steps = {
+        "constant": [helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(False)))],
+        "computed": [
+            helper.make_node("Shape", ["x"], ["s"]),
+            helper.make_node("Gather", ["s", "one"], ["columns"]),
+            helper.make_node("Equal", ["columns", "six"], ["c"]),
+        ],
+    }[condition]
+    proto.graph.initializer.extend([numpy_helper.from_array(np.array(v), k) for k, v in (("one", 1), ("six", 6))])
+    proto.graph.node.extend([*steps, helper.make_node("If", ["c"], ["y"], **branches)])
+    return proto
+
+
+@pytest.mark.parametrize("condition", ["constant", "computed"])
+def test_an_if_whose_condition_is_known_is_the_branch_that_is_taken(condition, tmp_path):
+    onnx.save(branching(condition), tmp_path / "m.onnx")
+    x = RNG.normal(size=(32, 6)).astype(np.float32)
+    want = outputs(network(), x) * (1 if condition == "computed" else -1)
+    artifact = fewbit.quantize(tmp_path / "m.onnx", observations=x, scheme=fewbit.Scheme(method="rtn"))
+    assert "If" not in {n.op_type for n in artifact.model.graph}
+    assert [v.name for v in artifact.model.graph.outputs] == ["y"]
+    for executor in ("native", "reference", "onnxruntime"):
+        assert np.abs(load(artifact.model, executor)(x) - want).max() < 0.02 * np.ptp(want)

@@ -5,6 +5,7 @@ The graph's outputs stay what they were (to float rounding): tests/test_fold.py 
 
 import onnx_ir as ir
 
+from fewbit.graph.branches import take_branches
 from fewbit.graph.edit import make_outputs, remove_unused, shape_constant_outputs
 from fewbit.graph.fold_affine import fold_affine
 from fewbit.graph.fold_constants import fold_constants, refuse_random
@@ -15,7 +16,7 @@ from fewbit.graph.fold_recurrent import fold_recurrent
 from fewbit.graph.fold_shapes import fold_shapes
 from fewbit.graph.infer import forget, infer
 
-STEPS = (fold_constants, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, remove_unused)
+STEPS = (fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, remove_unused)
 
 
 def fold(model: ir.Model) -> ir.Model:
