@@ -16,7 +16,9 @@ from fewbit.graph.fold_recurrent import fold_recurrent
 from fewbit.graph.fold_shapes import fold_shapes
 from fewbit.graph.infer import forget, infer
 
-STEPS = (fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, remove_unused)
+STEPS = (
+    fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, remove_unused
+)  # fmt: skip
 
 
 def fold(model: ir.Model) -> ir.Model:

@@ -59,6 +59,8 @@ def load(
 
         _knows_its_own(type(source).__name__, state)
         return sb3.from_live(source, Path(normalizer) if normalizer else None)
+    if any(t.__module__.startswith("stable_baselines3.") and t.__name__ == "BasePolicy" for t in type(source).__mro__):
+        raise FewbitError(f"a {type(source).__name__} is a part of a Stable-Baselines3 model; give the model itself, or its .zip")
     from fewbit.sources import torch_module
 
     return torch_module.load(source, observation_shape, state, likely)

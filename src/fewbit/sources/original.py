@@ -1,6 +1,7 @@
 """The original network, run as it came: an ONNX file in ONNX Runtime, a module in torch. Verification compares with it."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,24 @@ def of_module(module: Any, examples: dict[str, Any], outputs: Sequence[str]) -> 
 
     def run(feeds: Arrays) -> Arrays:
         given = [torch.from_numpy(np.ascontiguousarray(feeds[name])).to(like.dtype) for name, like in examples.items()]
-        with torch.no_grad():
+        with acting(module), torch.no_grad():
             made = module(*given)
         made = made if isinstance(made, tuple | list) else (made,)
         return {k: v.cpu().numpy() for k, v in zip(outputs, made, strict=True)}
 
     return run
+
+
+@contextlib.contextmanager
+def acting(module: Any) -> Iterator[None]:
+    """Every part of a torch.nn.Module in eval mode meanwhile, and afterwards each as its owner had it."""
+    training = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in training:
+            part.training = flag
 
 
 def computes_in_half(proto: onnx.ModelProto) -> bool:

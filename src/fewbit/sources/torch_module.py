@@ -4,20 +4,23 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError, MissingExtra, first_line
-from fewbit.graph import fold, read
+from fewbit.graph import calibrate, fold, read
 from fewbit.sources import Declared, Source, digest, original
 
 try:
     import torch
 except ImportError:
     raise MissingExtra("torch", "torch") from None
+
+ROWS = 3  # of the comparison with the module
+CLOSE = 1e-3  # of the actions' range, or of one
 
 
 def load(
@@ -54,13 +57,15 @@ def load(
     examples = {"observation": torch.zeros(2, *observation_shape, dtype=kind)}
     examples |= {name: torch.tensor(start, dtype=kind).expand(2, *start.shape).clone() for name, _, start in held}
     outputs = ["action", *(output for _, output, _ in held)]
-    model = export(Wrapped(), examples, outputs)
+    wrapped = Wrapped()
+    model = export(wrapped, examples, outputs)
+    _check(model, wrapped, examples)
     contract: dict[str, Any] = {"observation": {"observation": list(observation_shape)}}
     records = tuple({"input": i, "output": o} | ({"initial": v.tolist()} if v.any() else {}) for i, o, v in held)
     if held:
         contract["recurrent_state"] = [name for name, _, _ in held]
     weights = b"".join(t.detach().cpu().numpy().tobytes() for t in module.state_dict().values())
-    run = original.of_module(module, examples, outputs)
+    run = original.of_module(wrapped, examples, outputs)
     return Source(model, type(module).__name__, digest(weights), contract, records, run)
 
 
@@ -76,14 +81,10 @@ def _held(state: Declared) -> list[tuple[str, str, np.ndarray]]:
 
 
 def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: Sequence[str] = ("action",)) -> ir.Model:
-    """The straightened float graph of module(*examples.values()); input names are the keys."""
-    module.eval()
+    """The straightened float graph of module(*examples.values()) as it acts, not as it trains; input names are the keys."""
     batch = torch.export.Dim("batch", min=1)
-    level = logging.getLogger("torch").level
-    logging.getLogger("torch").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with original.acting(module), _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 tuple(examples.values()),
@@ -96,7 +97,39 @@ def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: 
     except Exception as e:
         cause = e.__cause__ or e  # the exporter's own message is a page of advice; what it met is one line
         raise FewbitError(f"torch.onnx.export could not follow this network: {first_line(cause)}") from None
-    finally:
-        logging.getLogger("torch").setLevel(level)
     assert program is not None
     return fold.fold(read.prepare(program.model_proto))
+
+
+def _check(model: ir.Model, module: torch.nn.Module, examples: dict[str, torch.Tensor]) -> None:
+    """Refuse a graph whose rows are not what the module makes of each observation by itself."""
+    generator = torch.Generator().manual_seed(0)
+    given = {k: torch.randn(ROWS, *v.shape[1:], generator=generator) for k, v in examples.items()}
+    with original.acting(module), _quiet(), torch.no_grad():
+        try:
+            rows = [module(*(v[k : k + 1].to(examples[n].dtype) for n, v in given.items())) for k in range(ROWS)]
+        except Exception:  # it takes no batch of one: there is nothing to compare with
+            return
+    while not isinstance(rows[0], torch.Tensor):
+        rows = [next(iter(r.values() if isinstance(r, dict) else r)) for r in rows]
+    want = torch.cat([r.reshape(1, -1) for r in rows]).double().cpu().numpy()
+    action = calibrate.run(calibrate.session(ir.to_proto(model)), None, {k: v.numpy() for k, v in given.items()})[0]
+    if action.size != want.size or not np.allclose(action.reshape(want.shape), want, rtol=0, atol=CLOSE * max(1.0, np.ptp(want))):
+        raise FewbitError(
+            "its actions are not those of single observations: it draws random numbers or mixes the rows of a batch; "
+            "give a module that is a function of each observation"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No page of warnings, progress, or the graph at which an export stopped: what went wrong is one line."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
