@@ -8,6 +8,7 @@ import onnx_ir as ir
 from fewbit.graph.branches import take_branches
 from fewbit.graph.edit import make_outputs, remove_unused, shape_constant_outputs
 from fewbit.graph.fold_affine import fold_affine
+from fewbit.graph.fold_choices import fold_choices
 from fewbit.graph.fold_constants import fold_constants, refuse_random
 from fewbit.graph.fold_dense import fold_dense, refuse_left
 from fewbit.graph.fold_heads import fold_heads
@@ -17,7 +18,8 @@ from fewbit.graph.fold_shapes import fold_shapes
 from fewbit.graph.infer import forget, infer
 
 STEPS = (
-    fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, remove_unused
+    fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, fold_choices,
+    remove_unused,
 )  # fmt: skip
 
 

@@ -150,17 +150,9 @@ def space(text: dict[str, Any]) -> spaces.Space:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(_numbers(str(text["nvec"])).astype(np.int64))
     if kind == "MultiBinary":
-        return spaces.MultiBinary(int(text["n"]))
+        return _switches(text["n"])
     if kind == "Dict":
-        found = re.findall(r"'([^']+)'\s*[,:]\s*Box\((.+?), (.+?), \(([\d, ]+)\), (\w+)\)", str(text["spaces"]))
-        if not found:
-            raise FewbitError("its dictionary observation space cannot be read from its text")
-        return spaces.Dict(
-            {
-                k: spaces.Box(_bound(lo), _bound(hi), _shape(d for d in s.split(",") if d.strip()), np.dtype(t).type)
-                for k, lo, hi, s, t in found
-            }
-        )
+        return _parts(str(text["spaces"]))
     if kind != "Box":
         raise FewbitError(f"a {kind} space is not supported")
     given = text.get("shape") or text.get("_shape")
@@ -168,6 +160,41 @@ def space(text: dict[str, Any]) -> spaces.Space:
     dtype = np.dtype(str(text["dtype"])).type
     low, high = (_bounds(str(text[k]), shape, k) for k in ("low", "high"))
     return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)
+
+
+_PARTS: dict[str, tuple[str, Any]] = {  # kind -> (its text within the brackets, what it becomes)
+    "Box": (
+        r"(.+?), (.+?), \(([\d, ]*)\), (\w+)\)",
+        lambda lo, hi, s, t: spaces.Box(_bound(lo), _bound(hi), _shape(d for d in s.split(",") if d.strip()), np.dtype(t).type),
+    ),
+    "Discrete": (r"(\d+)(?:, start=(-?\d+))?\)", lambda n, start: spaces.Discrete(int(n), start=int(start or 0))),
+    "MultiDiscrete": (r"\[([\d\s,]+)\]\)", lambda nvec: spaces.MultiDiscrete(_numbers(nvec).astype(np.int64))),
+    "MultiBinary": (r"(\d+|[(\[][\d, ]+[)\]])\)", lambda n: _switches(n)),
+}
+
+
+def _parts(text: str) -> spaces.Dict:
+    """A dictionary of spaces from its text, {'a': Box(…), 'b': Discrete(4)} or OrderedDict([('a', Box(…))])."""
+    found = {}
+    for part in re.finditer(r"'([^']+)'\s*[,:]\s*(\w+)\(", text):
+        name, kind = part.groups()
+        pattern, make = _PARTS.get(kind, ("", None))
+        inside = re.compile(pattern, re.DOTALL).match(text, part.end()) if make else None
+        if inside is None:
+            raise FewbitError(
+                f"part {name} of its observation is a {kind} space, which cannot be read from its text; "
+                "load the model yourself and pass the live object to fewbit.quantize"
+            )
+        found[name] = make(*inside.groups())
+    if not found:
+        raise FewbitError("its dictionary observation space cannot be read from its text")
+    return spaces.Dict(found)
+
+
+def _switches(n: Any) -> spaces.MultiBinary:
+    """n: how many, or a shape; or the text of either."""
+    given = ast.literal_eval(n) if isinstance(n, str) else n
+    return spaces.MultiBinary(_shape([given])[0] if isinstance(given, int) else list(_shape(given)))
 
 
 def _shape(dims: Iterable[Any]) -> tuple[int, ...]:
