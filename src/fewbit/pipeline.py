@@ -99,8 +99,10 @@ def quantize(
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
     if env is not None:
         from fewbit.rl.measure import check as check_measured
+        from fewbit.rl.returns import check_arguments
 
         check_measured(episodes, keep, seed)
+        check_arguments(env, env_args)
     original = sources.load(source, normalizer, observation_shape, trust_torchscript, state, recorded.shapes(observations))
     check_layers([layer.node.name or "" for layer in layers(original.model)], scheme)
     feeds = calibration(original, env, observations, env_args, seed)

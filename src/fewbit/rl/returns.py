@@ -1,6 +1,7 @@
 """Episodes of a policy in a Gymnasium environment, many environments stepped with one batched call of the policy."""
 
 import importlib
+import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ except ImportError:
     raise MissingExtra("gymnasium", "rl") from None
 
 from fewbit.rl import masks
+from fewbit.rl.actions import taken
 
 AT_ONCE = 20
 _EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "Box2D": "box2d", "box2d": "box2d", "pygame": "box2d"}
@@ -25,6 +27,7 @@ _EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "Box2D": "box2d", "box2d": "
 
 def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
     """gymnasium.make, with errors that say what to do. `module:Id` imports the module first."""
+    check_id(env)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -46,6 +49,27 @@ def make(env: str, arguments: dict[str, Any] | None = None) -> gymnasium.Env:
             missing = next((x for word, x in _EXTRAS.items() if word in str(e)), "rl")
             raise FewbitError(f"environment {env} needs a package that is not installed; run: {install(missing)}") from None
         raise FewbitError(f"environment {env} cannot be made: {first_line(e)}") from None
+
+
+def check_id(env: Any) -> None:
+    """Refuse what is no environment's id: it is made anew, many times over and in other processes."""
+    if not isinstance(env, str):
+        spec = getattr(env, "spec", None)
+        known = f"env={spec.id!r}" if spec is not None else 'env="module:Id-v0" of a registered one'
+        raise FewbitError(f"env: a {type(env).__name__} object was given; give the id, {known}, and its arguments as env_args")
+
+
+def check_arguments(env: Any, arguments: Any) -> None:
+    """Refuse what the artifact's record, in JSON, could not keep of how its environment is made."""
+    check_id(env)
+    for name, value in (arguments or {}).items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError):
+            raise FewbitError(
+                f"env_args: {name} is a {type(value).__name__}, which the record (JSON) cannot hold; give numbers, texts, "
+                "lists or dictionaries of them, or register an environment that makes it itself"
+            ) from None
 
 
 def _latest(env: str) -> str:
@@ -124,18 +148,22 @@ def episodes(
         if inputs is not None:
             check(env, envs[0], inputs)
             envs = [facing(e, inputs) for e in envs]
-        return _run(policy, envs, list(seeds), record, advance, ended)
+        return _run(policy, env, envs, list(seeds), record, advance, ended)
     finally:
         for e in envs:
             e.close()
 
 
 def _run(
-    policy: Callable, envs: list[gymnasium.Env], seeds: list[int], record: int, advance: Callable, ended: Callable
+    policy: Callable,
+    env: str,
+    envs: list[gymnasium.Env],
+    seeds: list[int],
+    record: int,
+    advance: Callable,
+    ended: Callable,
 ) -> tuple[np.ndarray, Any]:
     returns, waiting, seen, count = np.zeros(len(seeds)), iter(range(len(seeds))), [], 0
-    discrete = isinstance(envs[0].action_space, gymnasium.spaces.Discrete)
-    shape = envs[0].action_space.shape
     active: list[tuple[gymnasium.Env, int]] = []
     observations: list[Any] = []
     for e in envs:
@@ -154,12 +182,13 @@ def _run(
             actions, state = policy.step(batch, state)  # type: ignore[attr-defined]
         else:
             actions = np.asarray(policy(batch))
+        actions = taken(actions, envs[0].action_space, env)
         following: list[Any] = []
         kept: list[tuple[gymnasium.Env, int]] = []
         stayed: list[int] = []
         began: list[int] = []
         for row, ((e, k), action) in enumerate(zip(active, actions, strict=True)):
-            o, reward, terminated, truncated, info = e.step(int(action) if discrete else action.reshape(shape))
+            o, reward, terminated, truncated, info = e.step(action)
             returns[k] += float(reward)
             if terminated or truncated:
                 ended(k, terminated, info)
@@ -224,6 +253,8 @@ def action_space(env: str, arguments: dict[str, Any] | None) -> gymnasium.Space:
 
 def _refuse_nan(batch: Any) -> None:
     for name, array in batch.items() if isinstance(batch, dict) else [("observation", batch)]:
+        if array.dtype.kind not in "biuf":
+            raise FewbitError(f"the environment returned {name} of dtype {array.dtype}; a policy takes real numbers")
         if array.dtype.kind == "f" and np.isnan(array).any():
             index = tuple(int(i) for i in np.argwhere(np.isnan(array))[0][1:])
             raise FewbitError(f"the environment returned NaN in element {index} of {name}; the simulation has diverged")
