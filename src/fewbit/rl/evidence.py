@@ -112,7 +112,7 @@ def _along(covariance: np.ndarray, k: float) -> float:
 
 def _limit(gain: float, span: float, spread: np.ndarray, sign: int) -> tuple[float, bool]:
     """(the last K on that side with (gain - K span)^2 <= the spread along K, is there one?); to first order where none is."""
-    a, b, c = span**2 - spread[1, 1], gain * span - spread[0, 1], gain**2 - spread[0, 0]
+    a, b, c = (float(x) for x in (span**2 - spread[1, 1], gain * span - spread[0, 1], gain**2 - spread[0, 0]))
     if a <= 0:
         k = gain / span
         return k + sign * math.sqrt(_along(spread, k)) / span, False
