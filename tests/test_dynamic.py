@@ -1,9 +1,12 @@
 """Dynamic quantization against torch's own and against ONNX Runtime running the same file."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from float_graphs import model, node, run, w
+from onnx.reference import ReferenceEvaluator
 
 import fewbit
 from fewbit import sources
@@ -76,3 +79,20 @@ def test_refused_by_name():
     net.head = torch.nn.Linear(48, 3)
     with pytest.raises(fewbit.FewbitError, match="direction bidirectional"):
         dynamic.write(sources.load(net, observation_shape=(9, 5)).model)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_names_of_the_file_are_kept_and_a_bias_may_be_left_out(kind):
+    """States are named as a step's inner values are called; there is no bias, and names begin as those to be made do."""
+    size, gates = 6, 4 if kind == "LSTM" else 3
+    held = {"w": w(1, gates * size, 4) / 2, "r": w(1, gates * size, size) / 2, "zero": np.zeros((1, 5, size), np.float32)}
+    states = ["h", "c"][: 2 if kind == "LSTM" else 1]
+    nodes = [node("Identity", ["zero"], [s], name=f"step.{s}") for s in states]
+    more = {"linear_before_reset": 1} if kind == "GRU" else {}
+    nodes.append(node(kind, ["x", "w", "r", "", "", *states], ["y", "h_next"], name="step", hidden_size=size, **more))
+    given = model(nodes, held, (3, 5, 4), ["y", "h_next"])
+    made = ir.to_proto(dynamic.write(ir.from_proto(given)))
+    onnx.checker.check_model(made, full_check=True)
+    x = np.random.default_rng(1).normal(size=(3, 5, 4)).astype(np.float32)
+    for want, got in zip(run(given, x), ReferenceEvaluator(made).run(None, {"x": x}), strict=True):
+        assert np.abs(want - got).max() < 0.05

@@ -21,10 +21,17 @@ GATES = {"LSTM": 4, "GRU": 3}
 
 
 class _Nodes:
-    """Nodes and constants of one graph or Scan body in the making; methods return the name of what they make."""
+    """Nodes and constants of one graph or Scan body in the making; methods return the name of what they make.
 
-    def __init__(self, stem: str):
-        self.stem = stem
+    taken: every name of the graph; nothing that is made begins as one of them does behind the stem.
+    """
+
+    def __init__(self, stem: str, taken: set[str]):
+        k = 1
+        self.stem, self.taken = stem, taken
+        while any(name.startswith(f"{self.stem}.") for name in taken):
+            self.stem, k = f"{stem}_{k}", k + 1
+        taken.add(f"{self.stem}.")
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -55,15 +62,15 @@ def write(model: ir.Model) -> ir.Model:
     proto = ir.to_proto(model)
     arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     nodes, constants, count = [], [], 0
+    taken = {*arrays, *(v.name for v in proto.graph.input)}
+    taken |= {name for node in proto.graph.node for name in (node.name, *node.output)}
     for node in proto.graph.node:
-        made = _Nodes(node.name or node.output[0])
-        if node.op_type == "Gemm" and all(i in arrays for i in node.input[1:]):
-            _dense(made, node, arrays)
-        elif node.op_type in GATES:
-            _recurrent(made, node, arrays)
-        else:
+        dense = node.op_type == "Gemm" and all(i in arrays for i in node.input[1:])
+        if not dense and node.op_type not in GATES:
             nodes.append(node)
             continue
+        made = _Nodes(node.name or node.output[0], taken)
+        (_dense if dense else _recurrent)(made, node, arrays)
         count += 1
         nodes += made.nodes
         constants += made.constants
@@ -85,16 +92,16 @@ def _recurrent(made: _Nodes, node: onnx.NodeProto, arrays: dict[str, np.ndarray]
     inputs = [*node.input, *[""] * 8][:8]
     x, weight, recurrence, bias, lengths, h, c, peephole = inputs
     states = [h, c] if node.op_type == "LSTM" else [h]
-    _check(node, attributes, [weight, recurrence, bias], arrays, states, lengths or peephole)
+    _check(node, attributes, [weight, recurrence, *filter(None, [bias])], arrays, states, lengths or peephole)
     w, r = arrays[weight][0], arrays[recurrence][0]
     size = r.shape[1]
-    b_x, b_h = np.split(arrays[bias][0], 2)
+    b_x, b_h = np.split(arrays[bias][0], 2) if bias else [np.zeros(len(r), r.dtype)] * 2
     if node.op_type == "LSTM":  # only a GRU adds its recurrent bias behind the reset gate
         b_x, b_h = b_x + b_h, np.zeros_like(b_h)
     projected = made.op("Add", made.product(x, w), made.constant(b_x))
     first = made.constant(np.array([0]))
     started = [made.op("Squeeze", s, first) for s in states]
-    body = (_lstm_step if node.op_type == "LSTM" else _gru_step)(f"{made.stem}.step", r, b_h, size)
+    body = (_lstm_step if node.op_type == "LSTM" else _gru_step)(made, r, b_h, size)
     ends = [f"{made.stem}.end{k}" for k in range(len(states))]
     every = f"{made.stem}.every"
     made.op("Scan", *started, projected, out=[*ends, every], body=body, num_scan_inputs=1)
@@ -135,11 +142,11 @@ def _check(
         raise FewbitError(f"node {node.name}: {node.op_type} with {problem} is not supported by --method dynamic")
 
 
-def _lstm_step(stem: str, recurrence: np.ndarray, bias: np.ndarray, size: int) -> onnx.GraphProto:
+def _lstm_step(outer: _Nodes, recurrence: np.ndarray, bias: np.ndarray, size: int) -> onnx.GraphProto:
     """(h, c, projected) -> (h', c', h'); gates in ONNX's order: input, output, forget, cell."""
-    g = _Nodes(stem)
+    g = _Nodes(f"{outer.stem}_step", outer.taken)
     gates = g.op("Add", g.op("Identity", "projected"), g.product("h", recurrence))
-    parts = [f"{stem}.{k}" for k in ("i", "o", "f", "g")]
+    parts = [f"{g.stem}.{k}" for k in ("i", "o", "f", "g")]
     g.op("Split", gates, out=parts, axis=-1, num_outputs=4)
     i, o, f = (g.op("Sigmoid", p) for p in parts[:3])
     g.op("Add", g.op("Mul", f, "c"), g.op("Mul", i, g.op("Tanh", parts[3])), out="c_next")
@@ -148,11 +155,11 @@ def _lstm_step(stem: str, recurrence: np.ndarray, bias: np.ndarray, size: int) -
     return _body(g, {"h": size, "c": size, "projected": 4 * size}, {"h_next": size, "c_next": size, "y": size})
 
 
-def _gru_step(stem: str, recurrence: np.ndarray, bias: np.ndarray, size: int) -> onnx.GraphProto:
+def _gru_step(outer: _Nodes, recurrence: np.ndarray, bias: np.ndarray, size: int) -> onnx.GraphProto:
     """(h, projected) -> (h', h'); gates in ONNX's order: update, reset, hidden; h' = n + z (h - n)."""
-    g = _Nodes(stem)
+    g = _Nodes(f"{outer.stem}_step", outer.taken)
     own = g.op("Add", g.product("h", recurrence), g.constant(bias))
-    given, mine = ([f"{stem}.{side}{k}" for k in "zrn"] for side in ("x", "h"))
+    given, mine = ([f"{g.stem}.{side}{k}" for k in "zrn"] for side in ("x", "h"))
     g.op("Split", "projected", out=given, axis=-1, num_outputs=3)
     g.op("Split", own, out=mine, axis=-1, num_outputs=3)
     z, r = (g.op("Sigmoid", g.op("Add", a, b)) for a, b in zip(given[:2], mine[:2], strict=True))
@@ -163,5 +170,11 @@ def _gru_step(stem: str, recurrence: np.ndarray, bias: np.ndarray, size: int) ->
 
 
 def _body(g: _Nodes, inputs: dict[str, int], outputs: dict[str, int]) -> onnx.GraphProto:
+    """The Scan's body; its inputs and outputs, which go by their order, get names that nothing outside it has."""
+    own = {name: f"{g.stem}.{name}" for name in ("h", "c", "projected", "h_next", "c_next", "y")}
+    for node in g.nodes:
+        node.input[:] = [own.get(i, i) for i in node.input]
+        node.output[:] = [own.get(o, o) for o in node.output]
+    inputs, outputs = ({own[k]: n for k, n in v.items()} for v in (inputs, outputs))
     values = [[helper.make_tensor_value_info(k, TensorProto.FLOAT, [None, n]) for k, n in v.items()] for v in (inputs, outputs)]
     return helper.make_graph(g.nodes, g.stem, values[0], values[1], g.constants)
