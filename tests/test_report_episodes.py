@@ -16,7 +16,7 @@ from report_pages import RECORD, readable, write
 
 import fewbit
 from fewbit.engine.load import quickest
-from fewbit.report.episodes import part, trace
+from fewbit.report.episodes import episodes, part, trace
 
 FEWBIT = [sys.executable, "-c", "from fewbit.cli.main import main; main()"]
 
@@ -77,3 +77,11 @@ def test_the_film_plays_when_asked(browser, tmp_path):
     browser.press("Enter", 13)
     assert browser.run(source_of) == still
     assert json.loads(browser.run("document.getElementById('record').textContent"))["recipe"]["weights"] == "int2"
+
+
+def test_the_caption_says_whether_equal_seeds_pair():
+    rng = np.random.default_rng(0)
+    returns = rng.normal(100, 20, 40)
+    assert episodes(list(returns), list(returns + rng.normal(0, 2, 40)), 0, None)["alike"]
+    assert episodes([500.0] * 20, [500.0] * 20, 0, None)["alike"]
+    assert not episodes(list(returns), list(rng.permutation(returns)), 0, None)["alike"]

@@ -63,7 +63,13 @@ def episodes(floats: list[float], quantized: list[float], first: int, traces: tu
     pairs = zip(floats, quantized, strict=True)
     rows = [{"seed": first + k, "float": f"{f:.1f}", "quantized": f"{q:.1f}"} for k, (f, q) in enumerate(pairs)]
     figure = _pairs(np.array(floats), np.array(quantized)) if rows else None
-    return {"pairs": rows, "figure": figure, "trace": _trace(*traces) if traces else None}
+    alike = bool(rows) and _pair(np.array(floats), np.array(quantized))
+    return {"pairs": rows, "figure": figure, "alike": alike, "trace": _trace(*traces) if traces else None}
+
+
+def _pair(f: np.ndarray, q: np.ndarray) -> bool:
+    """Do equal seeds give about equal returns: is most of the scatter the seeds' own?"""
+    return bool(((f - q) ** 2).mean() < 0.1 * (f.var() + q.var()) or np.array_equal(f, q))
 
 
 def _pairs(f: np.ndarray, q: np.ndarray) -> Any:
