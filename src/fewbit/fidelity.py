@@ -33,7 +33,7 @@ def action_error(
     rows = want.reshape(len(want), -1), got.reshape(len(got), -1)
     if want.dtype.kind in "iub" and low is None and high is None:
         return {"action_agreement": float((rows[0] == rows[1]).all(axis=1).mean())}
-    real = [r.astype(np.float64) for r in rows]
+    real: list[np.ndarray] = [r.astype(np.float64) for r in rows]
     for name, actions in zip(("the original", "the policy compared with it"), real, strict=True):
         bad = int((~np.isfinite(actions)).any(axis=1).sum())
         if bad:

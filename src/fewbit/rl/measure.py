@@ -86,9 +86,10 @@ class Baseline:
 def _action_error(want: np.ndarray, got: np.ndarray, space: Any) -> dict[str, float]:
     """Of actions [n, ...] as the environment takes them: discrete ones compared as whole numbers, others within its range."""
     if not hasattr(space, "low"):
-        return action_error(*(a.reshape(len(a), -1).astype(np.int64) for a in (want, got)))
-    shaped = [a.reshape(len(a), *space.shape) for a in (want, got)]
-    return action_error(*shaped, space.low, space.high)
+        n = len(want)
+        return action_error(want.reshape(n, -1).astype(np.int64), got.reshape(n, -1).astype(np.int64))
+    shape = (len(want), *space.shape)
+    return action_error(want.reshape(shape), got.reshape(shape), space.low, space.high)
 
 
 def measure(
