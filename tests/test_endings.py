@@ -5,9 +5,9 @@ import math
 import gymnasium
 import numpy as np
 import pytest
-from fewbit.report.record import known
 
 from fewbit.cli import common
+from fewbit.graph.record import known
 from fewbit.report.answer import answer
 from fewbit.rl import returns
 from fewbit.rl.endings import Endings, wilson

@@ -3,9 +3,9 @@
 import gymnasium
 import numpy as np
 import pytest
-from fewbit.report.record import known
 
 from fewbit.cli import common
+from fewbit.graph.record import known
 from fewbit.report.answer import answer
 from fewbit.rl.measure import _action_error
 

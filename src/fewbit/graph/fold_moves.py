@@ -107,7 +107,8 @@ def _moved(node: ir.Node, source: ir.Value, where: Places) -> Places | None:
         return (
             _taken_out(where, [axis]) if given is not None and given.ndim == 0 and int(given) in (0, -1) and axis >= 0 else None
         )
-    numbers = [int(v) for v in given.reshape(-1)] if given is not None and node.op_type != "Slice" else []
+    moves = node.op_type in ("Squeeze", "Unsqueeze", "Reshape")
+    numbers = [int(v) for v in given.reshape(-1)] if given is not None and moves else []
     if node.op_type in ("Squeeze", "Unsqueeze") and numbers and min(numbers) >= 0:
         return _taken_out(where, numbers) if node.op_type == "Squeeze" else _put_in(where, numbers)
     if node.op_type == "Slice":

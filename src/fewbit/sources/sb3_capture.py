@@ -14,6 +14,8 @@ from fewbit.sources import Source, original, sb3_masked, sb3_recurrent, torch_mo
 from fewbit.sources.normalizer import Normalizer
 from fewbit.sources.recurrent import Remembered
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Deterministic(torch.nn.Module):
     """observation(s), and masks where the policy knows them -> the action that SB3's predict(deterministic=True) returns."""
@@ -31,7 +33,7 @@ class Deterministic(torch.nn.Module):
             if normalizer is None or key not in normalizer.mean:
                 continue
             inv = 1.0 / np.sqrt(normalizer.var[key] + normalizer.epsilon)
-            limit = np.full(inv.shape, normalizer.clip)
+            limit = np.full(inv.shape, min(normalizer.clip, LARGEST))
             # S1: float32 cannot hold a mean of 1 beside a deviation of 1e-4; what its rounding loses is subtracted after it.
             lost = normalizer.mean[key] - normalizer.mean[key].astype(np.float32)
             self.remainders |= {k} if np.abs(lost * inv).max(initial=0) > 2.0**-20 else set()
@@ -41,10 +43,10 @@ class Deterministic(torch.nn.Module):
             self.normalised.append(k)
         box = policy.action_space if isinstance(policy.action_space, spaces.Box) else None
         if box is not None:
-            low, high = torch.tensor(box.low), torch.tensor(box.high)
-            self.register_buffer("low", low)
-            self.register_buffer("high", high)
-            self.unit = bool(policy.squash_output and (low == -1).all() and (high == 1).all())
+            for kind, array in zip(("low", "high"), limits(box), strict=True):
+                self.register_buffer(kind, array)
+            self.unit = bool(policy.squash_output and (self.low == -1).all() and (self.high == 1).all())
+            self.free = np.isinf(box.low).all() and np.isinf(box.high).all()
         self.box = box is not None
         self.action_shape = policy.action_space.shape or ()
 
@@ -73,7 +75,20 @@ class Deterministic(torch.nn.Module):
             action = action.reshape(-1, *self.action_shape)
         if self.policy.squash_output:
             return action if self.unit else self.low + (0.5 * (action + 1.0)) * (self.high - self.low)
+        if self.free:
+            return action
         return torch.maximum(torch.minimum(action, self.high), self.low)
+
+
+def limits(box: spaces.Box) -> tuple[torch.Tensor, torch.Tensor]:
+    """(low, high) of an action space of any dtype as float32s within them; where there is no limit, the largest float32."""
+    made = []
+    for bound, inwards in ((box.low, np.inf), (box.high, -np.inf)):
+        exact = np.clip(bound.astype(np.float64), -LARGEST, LARGEST)
+        near = exact.astype(np.float32)
+        outside = near < exact if inwards > 0 else near > exact
+        made.append(torch.from_numpy(np.where(outside, np.nextafter(near, np.float32(inwards)), near)))
+    return made[0], made[1]
 
 
 def capture(

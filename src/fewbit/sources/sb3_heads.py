@@ -83,7 +83,7 @@ def _state_dependent(policy: Any, given: Any) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _stretched(policy: Any, given: Any) -> torch.Tensor:
-    action, low, high = policy.actor(given), *(torch.tensor(b) for b in (policy.action_space.low, policy.action_space.high))
+    action, low, high = policy.actor(given), *sb3_capture.limits(policy.action_space)
     return action if (low == -1).all() and (high == 1).all() else low + (0.5 * (action + 1.0)) * (high - low)
 
 
