@@ -7,7 +7,7 @@ import pytest
 from float_graphs import RNG, model, node, run, w
 
 from fewbit.errors import FewbitError
-from fewbit.graph import fold, read
+from fewbit.graph import edit, fold, read
 
 NORM = ["gain", "bias", "mean", "var"]
 
@@ -76,6 +76,10 @@ AFFINE = {
     "a factor before the next layer that the graph gives back": (
         [GEMM, node("Relu", ["h"], ["r"]), node("Mul", ["r", "f"], ["m"]), node("Gemm", ["m", "v", "d"], ["y"], transB=1)],
         HELD | {"f": w(8), "v": w(3, 8), "d": w(3)}, FLAT, ["m", "y"], ["Gemm", "Relu", "Mul", "Gemm"],
+    ),
+    "a factor of one number that has more axes than what it meets": (
+        [GEMM, node("Mul", ["f", "h"], ["m"]), node("Relu", ["m"], ["y"])], HELD | {"f": w(1, 1, 1)}, FLAT, ["y"],
+        ["Gemm", "Unsqueeze", "Mul", "Relu"],
     ),
     "a layer subtracted from a constant": (
         [GEMM, node("Sub", ["f", "h"], ["y"])], HELD | {"f": w(8)}, FLAT, ["y"], ["Gemm", "Sub"],
@@ -337,3 +341,14 @@ def test_moves_of_two_thousand_nodes_come_to_nothing():
         last = f"s{k}"
     nodes.append(node("Relu", [last], ["y"]))
     assert straight(model(nodes, {"one": np.array([1])}, FLAT), RNG.normal(size=(6, 4)).astype(np.float32)) == ["Relu"]
+
+
+def test_a_name_that_an_input_is_to_have_is_given_up():
+    given = ir.from_proto(model([node("Relu", ["x"], ["h_0"]), node("Add", ["h_0", "h_1"], ["y"])], {"h_1": w(4)}, FLAT))
+    x = RNG.normal(size=(6, 4)).astype(np.float32)
+    want = run(ir.to_proto(given), x)[0]
+    for name in ("h_0", "h_1", "y"):
+        edit.give_up(given.graph, name)
+    assert [o.name for o in given.graph.outputs] == ["y"] and not set(given.graph.initializers) & {"h_0", "h_1"}
+    assert "h_0" not in [o.name for n in given.graph for o in n.outputs]
+    np.testing.assert_array_equal(run(ir.to_proto(given), x)[0], want)

@@ -77,6 +77,10 @@ CASES = {
         [FIRST, node("Tanh", ["h"], ["t"]), node("Mul", ["t", "half"], ["r"]), LAST],
         HELD | {"half": np.array([[0.5]], np.float32)}, ["y"],
     ),
+    "a factor of more axes than what it meets": (
+        [FIRST, node("Tanh", ["h"], ["t"]), node("Mul", ["t", "half"], ["s"]), node("Squeeze", ["s", "zero"], ["r"]), LAST],
+        HELD | {"half": np.array([[[0.5]]], np.float32), "zero": np.array([0])}, ["y"],
+    ),
     "one weight read by three layers": (
         [node("Gemm", ["x", "q", "c"], ["h"], transB=1), node("Tanh", ["h"], ["r"]),
          node("Gemm", ["r", "q", "c"], ["g"], transB=1), node("Tanh", ["g"], ["s"]),

@@ -37,6 +37,21 @@ def _names(graph: ir.Graph) -> set[str]:
     return names
 
 
+def give_up(graph: ir.Graph, name: str) -> None:
+    """Rename whatever inside the graph has a name that an input or output of it is to have."""
+    for value in [o for node in graph for o in node.outputs if o.name == name and not o.is_graph_output()]:
+        value.name = fresh(graph, f"{name}.inner")
+    held = graph.initializers.get(name)
+    if held is not None:
+        _rename_initializer(graph, held, fresh(graph, f"{name}.inner"))
+
+
+def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    del graph.initializers[value.name or ""]
+    value.name = name
+    graph.register_initializer(value)
+
+
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; a number is appended where the name is taken."""
     unique = fresh(graph, name)
@@ -113,9 +128,8 @@ def make_outputs(graph: ir.Graph) -> None:
         same.outputs[0].shape, same.outputs[0].dtype = value.shape, value.dtype
         graph.append(same)
         graph.outputs[k] = same.outputs[0]
-        del graph.initializers[name]
-        value.name, same.outputs[0].name = fresh(graph, f"{name}.constant"), name
-        graph.register_initializer(value)
+        _rename_initializer(graph, value, fresh(graph, f"{name}.constant"))
+        same.outputs[0].name = name
 
 
 def shape_constant_outputs(graph: ir.Graph) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant, const, fresh, replace_value
+from fewbit.graph.edit import add_constant, const, fresh, give_up, replace_value
 from fewbit.graph.fold_moves import is_one, places
 
 GATES = {"LSTM": 4, "GRU": 3}
@@ -180,8 +180,11 @@ def _inputs_by_layer(graph: ir.Graph, node: ir.Node) -> None:
             refuse(node)
         count = 1 + max(layer for _, layer in parts if layer is not None)
         at, name = list(graph.inputs).index(value), value.name or "state"
-        new = [_input(f"{name}_{k}" if count > 1 else name, hidden) for k in range(count)]
         value.name = fresh(graph, f"{name}.layers")
+        names = [f"{name}_{k}" if count > 1 else name for k in range(count)]
+        for one in names:
+            give_up(graph, one)
+        new = [_input(one, hidden) for one in names]
         graph.inputs[at : at + 1] = new
         for read, layer in parts:
             _read_layer(graph, value, read, new[layer or 0])
@@ -240,7 +243,9 @@ def _outputs_by_layer(graph: ir.Graph) -> bool:
             apart = source in graph.outputs
             new.append(made.op("Identity", source, width=int(source.shape[1])) if apart else source)  # type: ignore[index, arg-type]
             new[-1].meta[REMEMBERED] = source.meta[REMEMBERED]
-            new[-1].name = f"{name}_{k}" if len(parts) > 1 else name
+            own = f"{name}_{k}" if len(parts) > 1 else name
+            give_up(graph, own)
+            new[-1].name = own
         graph.outputs[at : at + 1] = new
         changed = True
     return changed

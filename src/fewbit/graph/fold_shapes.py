@@ -3,13 +3,14 @@
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.graph.edit import add_constant, const, replace_node
+from fewbit.graph.edit import add_constant, const, new_node, replace_node
 from fewbit.graph.fold_moves import places, taken
+from fewbit.graph.infer import rank
 
 
 def fold_shapes(graph: ir.Graph) -> bool:
     """Known sizes become constants; a Reshape with one unknown size gets -1 for it. True where something changed."""
-    return any([_size(graph, node) or _target(graph, node) for node in list(graph)])
+    return any([_size(graph, node) or _target(graph, node) or _widened(graph, node) for node in list(graph)])
 
 
 def _size(graph: ir.Graph, node: ir.Node) -> bool:
@@ -31,6 +32,25 @@ def _size(graph: ir.Graph, node: ir.Node) -> bool:
     array = np.array([known]) if node.op_type == "Slice" else np.array(known)
     replace_node(graph, node, add_constant(graph, f"{node.outputs[0].name}.known", array))
     return True
+
+
+def _widened(graph: ir.Graph, node: ir.Node) -> bool:
+    """A constant of one element and more axes than what it meets: the axes are put in before the operator."""
+    if node.op_type not in ("Add", "Sub", "Mul", "Div", "Min", "Max") or len(node.inputs) != 2:
+        return False
+    for k, value in enumerate(node.inputs):
+        x, held = node.inputs[1 - k], const(value)
+        axes = rank(x)
+        if x is None or axes is None or held is None or held.size != 1 or held.ndim <= axes or const(x) is not None:
+            continue
+        name = f"{node.name or node.outputs[0].name}.widened"
+        added = add_constant(graph, f"{name}.axes", np.arange(held.ndim - axes))
+        wider = new_node(graph, "Unsqueeze", [x, added], name)
+        graph.insert_before(node, wider)
+        node.replace_input_with(1 - k, wider.outputs[0])
+        node.replace_input_with(k, add_constant(graph, f"{name}.by", held.reshape(())))
+        return True
+    return False
 
 
 def _target(graph: ir.Graph, node: ir.Node) -> bool:
