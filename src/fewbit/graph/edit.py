@@ -93,7 +93,7 @@ def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         new = same.outputs[0]
     name = old.name
     old.name = fresh(graph, f"{name}.replaced")
-    new.name, new.shape, new.dtype = name, old.shape, old.dtype or new.dtype
+    new.name, new.shape, new.type = name, old.shape, old.type or new.type
     for k, out in enumerate(graph.outputs):
         if out is old:
             graph.outputs[k] = new
@@ -125,7 +125,7 @@ def make_outputs(graph: ir.Graph) -> None:
         if name not in graph.initializers or value.is_graph_input():
             continue
         same = new_node(graph, "Identity", [value], f"{name}.same")
-        same.outputs[0].shape, same.outputs[0].dtype = value.shape, value.dtype
+        same.outputs[0].shape, same.outputs[0].type = value.shape, value.type
         graph.append(same)
         graph.outputs[k] = same.outputs[0]
         _rename_initializer(graph, value, fresh(graph, f"{name}.constant"))
