@@ -247,3 +247,35 @@ def test_what_is_no_torchscript_is_said_to_be_what_it_is(tmp_path):
     ):
         with pytest.raises(FewbitError, match=says):
             sources.load(tmp_path / name, trust_torchscript=True)
+
+
+class Viewing(Base):
+    """Its sizes are numbers once it is traced; it prints."""
+
+    def forward(self, x):
+        y = self.first(x).view(x.shape[0], 2, 4)
+        print(y.sum())
+        return self.second(y.reshape(x.shape[0], 8))
+
+
+@torch.jit.script
+def shouted(x):
+    print(x)
+    return x
+
+
+class Reshaping(Base):
+    def forward(self, x):
+        return self.second(shouted(self.first(x)).view(2, int(x.shape[0]), 4).view(int(x.shape[0]), 8))
+
+
+def test_a_batch_of_one_that_was_traced_in_is_freed_or_refused(tmp_path, capfd):
+    x = torch.randn(5, 6)
+    for kind in (Viewing, Reshaping):
+        torch.jit.trace(kind().eval(), torch.zeros(1, 6)).save(tmp_path / f"{kind.__name__}.pt")
+    capfd.readouterr()
+    policy = load(sources.load(tmp_path / "Reshaping.pt", trust_torchscript=True).model, "onnxruntime")
+    assert capfd.readouterr().out == ""
+    with torch.no_grad():
+        want = torch.cat([Reshaping().eval()(row[None]) for row in x])
+    assert np.abs(policy(x.numpy()) - want.numpy()).max() < 1e-5

@@ -80,17 +80,22 @@ def _held(state: Declared) -> list[tuple[str, str, np.ndarray]]:
     return found
 
 
-def export(module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: Sequence[str] = ("action",)) -> ir.Model:
-    """The straightened float graph of module(*examples.values()) as it acts, not as it trains; input names are the keys."""
-    batch = torch.export.Dim("batch", min=1)
+def export(
+    module: torch.nn.Module, examples: dict[str, torch.Tensor], outputs: Sequence[str] = ("action",), fixed: bool = False
+) -> ir.Model:
+    """The straightened float graph of module(*examples.values()) as it acts, not as it trains; input names are the keys.
+
+    fixed: the module holds the examples' batch itself, and graph/batch is to free it.
+    """
+    free = (tuple({0: torch.export.Dim("batch", min=1)} for _ in examples),)
     try:
-        with original.acting(module), _quiet(), torch.no_grad():
+        with original.acting(module), quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 tuple(examples.values()),
                 input_names=list(examples),
                 output_names=list(outputs),
-                dynamic_shapes=(tuple({0: batch} for _ in examples),),
+                dynamic_shapes=None if fixed else free,
                 dynamo=True,
                 verbose=False,
             )
@@ -105,7 +110,7 @@ def _check(model: ir.Model, module: torch.nn.Module, examples: dict[str, torch.T
     """Refuse a graph whose rows are not what the module makes of each observation by itself."""
     generator = torch.Generator().manual_seed(0)
     given = {k: torch.randn(ROWS, *v.shape[1:], generator=generator) for k, v in examples.items()}
-    with original.acting(module), _quiet(), torch.no_grad():
+    with original.acting(module), quiet(), torch.no_grad():
         try:
             rows = [module(*(v[k : k + 1].to(examples[n].dtype) for n, v in given.items())) for k in range(ROWS)]
         except Exception:  # it takes no batch of one: there is nothing to compare with
@@ -122,7 +127,7 @@ def _check(model: ir.Model, module: torch.nn.Module, examples: dict[str, torch.T
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No page of warnings, progress, or the graph at which an export stopped: what went wrong is one line."""
     logger = logging.getLogger("torch")
     level = logger.level

@@ -68,12 +68,25 @@ def _check_kind(path: Path) -> None:
 def _capture(module: torch.jit.ScriptModule, path: Path, shapes: list[tuple[int, ...]]) -> Source:
     step, shape = _read(module, shapes)
     _compare(module, step, shape)
-    names = ["action", *(s.output for s in step.states)]
-    examples = {"observation": torch.zeros(2, *shape)} | {s.name: torch.zeros(2, *s.shape) for s in step.states}
-    model = torch_module.export(step, examples, names)
+    model = _export(step, shape)
     _check(model, module, step, shape)
     contract = {"observation": {"observation": list(shape)}, "recurrent_state": [s.name for s in step.states]}
     return Source(model, path.name, digest(path.read_bytes()), contract, tuple(s.record for s in step.states))
+
+
+def _export(step: "Step", shape: tuple[int, ...]) -> ir.Model:
+    """With a free batch; of a module that was traced with a batch of one and holds it, with that, which read frees."""
+    names = ["action", *(s.output for s in step.states)]
+    problems = []
+    for rows in (2, 1):
+        examples = {"observation": torch.zeros(rows, *shape)} | {s.name: torch.zeros(rows, *s.shape) for s in step.states}
+        try:
+            return torch_module.export(step, examples, names, fixed=rows == 1)
+        except FewbitError as e:
+            problems.append(str(e))
+    if problems[1].startswith("its batch of 1"):
+        raise FewbitError("it was traced with one observation and holds that batch; trace it with two, or script it")
+    raise FewbitError(problems[0])
 
 
 def _shapes(module: torch.jit.ScriptModule, likely: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -117,7 +130,7 @@ def _compare(module: torch.jit.ScriptModule, step: "Step", shape: tuple[int, ...
 def _own(module: torch.jit.ScriptModule, step: "Step", seen: torch.Tensor) -> list[torch.Tensor]:
     """Actions of the module itself over observations [steps, 1, ...] from its initial state, which it has again afterwards."""
     try:
-        with torch.no_grad():
+        with torch_module.quiet(), torch.no_grad():  # a file may hold what its author printed
             return [_action(module(x)).clone() for x in seen]
     except RuntimeError as e:
         raise FewbitError(f"torch cannot run it on observations {list(seen.shape[2:])} ({first_line(e)})") from None
