@@ -73,3 +73,15 @@ def test_a_narrow_terminal_shows_whole_names(show, monkeypatch):
     lines = show("diff", "policy.onnx", "q.onnx", "--observations", "x.npz")
     assert not any("\u2026" in line for line in lines) and max(map(len, lines)) <= 60
     assert any(line.split()[:1] == ["x.gemm_out"] for line in lines)
+
+
+def test_few_observations_are_said_to_be_few(folder, capsys):
+    from fewbit.artifact import Artifact
+    from fewbit.cli.quantize import FEW, _unmeasured
+    from fewbit.graph.read import read
+
+    for states, warned in ((1, True), (FEW - 1, True), (FEW, False)):
+        record = {"fidelity": {"action_agreement": 1.0, "states": states}}
+        found = _unmeasured(Artifact(read(folder / "q.onnx"), record), folder / "q.onnx")
+        assert found["fidelity"]["states"] == states
+        assert (f"of {states} observations only" in capsys.readouterr().err) is warned

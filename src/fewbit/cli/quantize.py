@@ -14,6 +14,8 @@ from fewbit.graph.qdq import Scheme
 from fewbit.ladder import TRAINED
 from fewbit.training import Training
 
+FEW = 30  # observations below which neither ranges nor an error say much
+
 
 def quantize(
     source: Annotated[str, typer.Argument(help="a Stable-Baselines3 .zip, an .onnx file or a TorchScript .pt")],
@@ -104,4 +106,8 @@ def _unmeasured(artifact: Artifact, out: Path) -> dict[str, Any]:
     if described.reason:
         common.say(f"fewbit: {out} runs in ONNX Runtime, not in fewbit's engine: {described.reason}")
     fidelity = {k: artifact.record[k] for k in ("fidelity",) if k in artifact.record}
+    if (states := artifact.record.get("fidelity", {}).get("states", FEW)) < FEW:
+        common.say(
+            f"fewbit: warning: ranges and error are of {states} observations only; some hundreds make them worth something"
+        )
     return {"size_bytes": out.stat().st_size, "exact": described.exact} | fidelity
