@@ -389,7 +389,7 @@ def _damaged(home: Path, tmp_path: Path, what: str) -> Path:
         ("folder", "no such folder"),
         ("empty", "config.json: no such file"),
         ("shard", "missing"),
-        ("structure", "tensor"),
+        ("structure", "an encoder"),
         ("shape", "do not fit config.json"),
         ("layers", "model.layers.3."),
         ("text", "too few to calibrate on"),

@@ -72,9 +72,18 @@ def run(
     import torch
     import transformers
 
+    from fewbit.llm import blocks
+
     torch.manual_seed(seed)
     inputs = encode(tokenizer, prompt, raw)
     length = inputs["input_ids"].shape[1]
+    blocks.check_ids(model, inputs["input_ids"], getattr(model, "name_or_path", "") or type(model).__name__)
+    most = blocks.positions(model)
+    if most is not None and length + max_tokens > most + 1:  # the last token is written, not read
+        raise FewbitError(
+            f"the prompt has {length} tokens and the model's table of positions {most}; give --max-tokens {most + 1 - length} "
+            "at most, or a shorter prompt"
+        )
     clock = _Clock(tokenizer, show)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     transformers.logging.set_verbosity_error()
@@ -92,6 +101,9 @@ def run(
 
 
 def encode(tokenizer: Any, prompt: str, raw: bool) -> dict[str, Any]:
+    """input_ids and attention_mask [1, length] of the prompt, in the chat template where there is one, unless raw."""
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise FewbitError("the prompt holds half a character (a lone surrogate, bytes that are not UTF-8); give it as UTF-8 text")
     if raw or not getattr(tokenizer, "chat_template", None):
         found = tokenizer(prompt, return_tensors="pt")
     else:

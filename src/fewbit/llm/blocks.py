@@ -18,6 +18,8 @@ from fewbit.llm import contents
 from fewbit.llm.source import Source
 
 PROBE = 64  # tokens
+ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining",
+            "ForMultipleChoice", "ForNextSentencePrediction")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,29 @@ def embedding(structure: Structure) -> str | None:
     return next((n for n, m in structure.model.named_modules() if m is table and type(m) is nn.Embedding), None)
 
 
+def check_ids(model: Any, ids: torch.Tensor, where: str) -> None:
+    """Refuse token ids [..., length] that the model has no vector for: beyond its vocabulary or its table of positions.
+
+    Raises:
+        FewbitError: `where` (a folder) and what is too large.
+    """
+    table = model.get_input_embeddings()
+    rows = int(getattr(table, "num_embeddings", 0) or table.kind.out)
+    if int(ids.max()) >= rows:
+        raise FewbitError(f"{where}: its tokenizer gives id {int(ids.max())}, the model has {rows} embeddings")
+    most = positions(model)
+    if most is not None and ids.shape[-1] > most:
+        raise FewbitError(f"{where}: {ids.shape[-1]} tokens at a time; the model's table of positions holds {most}, give fewer")
+
+
+def positions(model: Any) -> int | None:
+    """How many a table of learned positions holds (GPT-2, OPT); None where they are computed."""
+    most, table = getattr(model.config.get_text_config(), "max_position_embeddings", None), model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not table]
+    spare = 2  # rows that OPT leaves unused
+    return most if most and any(most <= m.num_embeddings <= most + spare for m in tables) else None
+
+
 def build(folder: Path) -> nn.Module:
     """The model of config.json on the meta device."""
     try:
@@ -73,17 +98,44 @@ def build(folder: Path) -> nn.Module:
         raise MissingExtra("transformers", "llm") from None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_kind(folder, config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except FewbitError:
+        raise
     except Exception as e:  # transformers raises anything, from KeyError to its own, in many lines
         raise FewbitError(f"{folder}: transformers makes no causal model of it: {first_line(e)}") from None
+
+
+def _check_kind(folder: Path, config: Any) -> None:
+    """Refuse what is no decoder of text alone, by what config.json says of it."""
+    said = ", ".join(getattr(config, "architectures", None) or ()) or str(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        raise FewbitError(f"{folder}: {said} is an encoder with a decoder; only causal language models are supported")
+    if any(said.endswith(end) for end in ENCODERS):
+        raise FewbitError(f"{folder}: {said} does not predict the next token; only causal language models are supported")
+
+
+def _check_alone(folder: Path, model: Any) -> None:
+    """Refuse attention that looks ahead, and towers that see or hear beside the language model."""
+    if model.config.get_text_config() is not model.config:
+        raise FewbitError(
+            f"{folder}: {type(model).__name__} is more than a language model (its config.json has a text_config beside others); "
+            "save its language model as a checkpoint of its own, and give that"
+        )
+    if any(getattr(m, "is_causal", True) is False for m in model.modules()):
+        raise FewbitError(
+            f"{folder}: {type(model).__name__} attends to tokens that follow (an encoder); "
+            "only causal language models are supported"
+        )
 
 
 def read(source: Source) -> Structure:
     """Build the model and find its blocks."""
     model = build(source.folder)
+    _check_alone(source.folder, model)
     contents.check(model, source.folder)
     contents.linears(model, source.folder)
     source = contents.as_model(source, model)

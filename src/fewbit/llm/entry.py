@@ -93,9 +93,9 @@ def _choose_form(structure: Structure, stubs: list[_Stub], ids: torch.Tensor) ->
             said = said if in_tuple else first_line(e)
             continue
         first = stubs[0].states
-        if first is not None and out.shape[:2] == first.shape[:2] == ids.shape and out.ndim == 3:
-            if all(s.states is not None and torch.equal(s.states, first) for s in stubs):
-                return
+        whole = first is not None and out.shape[:2] == first.shape[:2] == ids.shape and out.ndim == 3
+        if whole and all(s.states is not None and torch.equal(s.states, first) for s in stubs):
+            return
     raise FewbitError(f"{structure.source.folder}: {type(structure.base).__name__} cannot be run block by block ({said})")
 
 

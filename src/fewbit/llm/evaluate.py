@@ -75,17 +75,22 @@ def _check_questions(path: Path) -> None:
     for k, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             q = json.loads(line)
-            whole = isinstance(q["question"], str) and len(q["choices"]) > 1 and all(isinstance(c, str) for c in q["choices"])
+            whole = _is_text(q["question"]) and len(q["choices"]) > 1 and all(map(_is_text, q["choices"]))
             ok = whole and type(q["answer"]) is int and 0 <= q["answer"] < len(q["choices"])
         except (ValueError, KeyError, TypeError, RecursionError):
             ok = False
         if not ok:
             raise FewbitError(
-                f'{path}: line {k} is not {{"question": text, "choices": [texts], "answer": index of the right one}}'
+                f'{path}: line {k} is not {{"question": text, "choices": [texts], "answer": index of the right one}}; none empty'
             )
         count += 1
     if not count:
         raise FewbitError(f"{path}: no questions in it")
+
+
+def _is_text(value: Any) -> bool:
+    """Not blank, and no half characters (JSON can write a lone surrogate)."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _scores(folder: Path, configs: list[dict[str, Any]], limit: int | None, batch: int) -> dict[str, dict[str, np.ndarray]]:

@@ -37,6 +37,7 @@ def measure(
 
     structure = blocks.read(source.open_source(folder))
     ids = calibration.samples(calibration.tokens(folder, text), samples, length, str(text), calibration.beginning(folder))
+    blocks.check_ids(structure.model, ids, str(folder))
     states, calls = entry.entry(structure, [ids[k : k + 1] for k in range(len(ids))])
     found: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}

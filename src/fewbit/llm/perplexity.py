@@ -36,6 +36,8 @@ def perplexity(
 
     kv: "int8" to keep the model's (not the float one's) keys and values so.
     """
+    for which in (model, against) if against is not None else (model,):
+        blocks.check_ids(which, windows, getattr(which, "name_or_path", "") or type(which).__name__)
     loss = loss_float = kl = 0.0
     same = count = 0
     seconds = 0.0

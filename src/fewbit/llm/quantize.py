@@ -15,6 +15,7 @@ from fewbit import files
 from fewbit.errors import FewbitError
 from fewbit.llm import artifact, blocks, calibration, consumers, forecast, imatrix, methods, source
 from fewbit.llm.options import Options, check
+from fewbit.llm.tensors import Tensors
 from fewbit.llm.work import Progress, Work, part_of
 from fewbit.numerics import ggml
 
@@ -81,9 +82,7 @@ def _prepare(
         return structure, None, calibration.NOTHING
     first = calibration.beginning(found.folder)
     ids = calibration.samples(calibration.tokens(found.folder, text), options.samples, options.length, str(text), first)
-    vocabulary = int(structure.config.vocab_size)
-    if int(ids.max()) >= vocabulary:
-        raise FewbitError(f"{folder}: its tokenizer gives id {int(ids.max())}, the model has {vocabulary} embeddings")
+    blocks.check_ids(structure.model, ids, str(folder))
     return structure, ids, first
 
 
@@ -113,8 +112,21 @@ def _record(
         "blocks": len(structure.blocks),
         "bytes": artifact.size(out),
         "bytes_float": sum(p.stat().st_size for p in set(structure.source.shards.values())),
+        "packed_share": _packed_share(out, structure),
         "seconds": time.perf_counter() - began,
         "peak_bytes": forecast.peak_bytes(),
         "forecast": said,
         "after_forecast": forecast.since(said.pop("began")) if said else None,  # what it is to be compared with
     }
+
+
+def _packed_share(out: Path, structure: blocks.Structure) -> float:
+    """Of the weights in the blocks (matrices and more dimensions), how many are packed; the rest is float."""
+    weights = {
+        f"{structure.prefix}{k}.{n}": p.numel()
+        for k, b in enumerate(structure.blocks)
+        for n, p in b.named_parameters()
+        if p.ndim > 1
+    }
+    packed = {n.rpartition(".")[0] for n in Tensors(out) if n.endswith((".codes", ".blocks"))}
+    return sum(count for n, count in weights.items() if n.removesuffix(".weight") in packed) / sum(weights.values())
