@@ -67,6 +67,7 @@ class Moments:
 
     gram: np.ndarray
     drift: dict[str, np.ndarray]
+    halves: tuple[tuple[np.ndarray, dict[str, np.ndarray]], ...] = ()  # gram and drift of either half of the drift's own samples
 
 
 def solve(weights: dict[str, np.ndarray], grids: dict[str, AnyGrid], moments: Moments, method: Method) -> dict[str, Solution]:
@@ -80,7 +81,7 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, AnyGrid], moments: Mo
     found = {}
     for name, weight in weights.items():
         wanted = weight
-        if name in moments.drift:
+        if name in moments.drift and _mends(name, weight, moments):
             wanted = (weight + _bounded(moments.drift[name] @ inverse, weight, gram)).astype(np.float32)
         s = grouped.clipped(wanted, importance, grids[name])
         if by is not None:
@@ -89,6 +90,18 @@ def solve(weights: dict[str, np.ndarray], grids: dict[str, AnyGrid], moments: Mo
             s = grouped.rescaled(wanted, grouped.descend(wanted, s, gram), gram)
         found[name] = grouped.descend(wanted, s, gram) if method.polish else s
     return found
+
+
+def _mends(name: str, weight: np.ndarray, moments: Moments) -> bool:
+    """Whether a correction found on one half of the samples brings outputs nearer to the wanted ones on the other.
+
+    With few tokens beside the columns it does not: it would fit those tokens alone.
+    """
+    if not moments.halves:
+        return True
+    (gram, drift), (other, wanted) = moments.halves
+    step = _bounded(drift[name] @ grouped.damped_inverse(gram), weight, gram)
+    return bool(((step @ other) * step).sum() < 2 * (step * wanted[name]).sum())
 
 
 def _bounded(step: np.ndarray, weight: np.ndarray, gram: np.ndarray) -> np.ndarray:

@@ -231,24 +231,52 @@ def _moments(
     """
     width = inputs[0].shape[-1]
     gram, total = np.zeros((width, width)), 0.0
-    cross: np.ndarray | None = None
-    drift: dict[str, np.ndarray] = {}
+    halves = [_Half(width), _Half(width)] if wanted.batches else []
     for b, x in enumerate(inputs):
-        rows = _rows(x)  # of a tensor of any rank; a row a token, or several (a head's, an expert's)
+        rows = _rows(x)  # of a tensor of any rank; a row a token, or several (a head's)
         share = np.ones((len(rows), 1), np.float32)
         if counts and counts[b].numel() == len(rows):
             share = counts[b].reshape(-1, 1).numpy()
         rows = rows * np.sqrt(share)
-        gram += rows.T @ rows
         total += float(share.sum())
-        if b < wanted.batches:
-            other = wanted.outputs(b) if wanted.outputs else wanted.inputs[b]
-            product = ((_rows(other) * np.sqrt(share)).T @ rows).astype(np.float64)
-            cross = product if cross is None else cross + product
-        if cross is not None and b == wanted.batches - 1:
-            for n, w in weights.items():
-                drift[n] = (cross - w @ gram if wanted.outputs else w @ (cross - gram)) / total
-    return Moments(gram / total, drift)
+        if b >= wanted.batches:
+            gram += rows.T @ rows
+            continue
+        other = _rows(wanted.outputs(b) if wanted.outputs else wanted.inputs[b]) * np.sqrt(share)
+        middle = len(rows) // 2  # of the batch's samples
+        halves[0].add(rows[:middle], other[:middle], share[:middle])
+        halves[1].add(rows[middle:], other[middle:], share[middle:])
+    if not halves:
+        return Moments(gram / total, {})
+    both = halves[0] + halves[1]
+    own = tuple((h.gram / h.total, h.drift(weights, wanted)) for h in halves)
+    return Moments((gram + both.gram) / total, both.drift(weights, wanted), own if min(h.total for h in halves) > 0 else ())
+
+
+class _Half:
+    """Sums over half of the samples of which what is wanted is known."""
+
+    def __init__(self, width: int):
+        self.gram, self.total = np.zeros((width, width)), 0.0
+        self.cross: np.ndarray | float = 0.0
+
+    def add(self, rows: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
+        """Inputs [n, in], wanted outputs [n, out] or inputs [n, in], and what each token counts [n, 1]."""
+        self.gram += rows.T @ rows
+        self.cross = self.cross + (other.T @ rows).astype(np.float64)
+        self.total += float(share.sum())
+
+    def __add__(self, other: "_Half") -> "_Half":
+        found = _Half(len(self.gram))
+        found.gram, found.total = self.gram + other.gram, self.total + other.total
+        found.cross = self.cross + other.cross
+        return found
+
+    def drift(self, weights: dict[str, np.ndarray], wanted: _Wanted) -> dict[str, np.ndarray]:
+        """Mean of what is wanted less what the weights give, times the input, [out, in] of each Linear."""
+        if wanted.outputs:
+            return {n: (self.cross - w @ self.gram) / self.total for n, w in weights.items()}
+        return {n: w @ (self.cross - self.gram) / self.total for n, w in weights.items()}
 
 
 def _rows(x: torch.Tensor) -> np.ndarray:

@@ -128,8 +128,11 @@ def gptq(weight: np.ndarray, start: Solution, by: Order) -> Solution:
 
 
 def descend(weight: np.ndarray, start: Solution, gram: np.ndarray, sweeps: int = 1) -> Solution:
-    """Each column's best codes given all others', sweep by sweep: the undamped output error only falls."""
-    gram = gram.astype(np.float32)
+    """Each column's best codes given all others', sweep by sweep: the output error, damped as GPTQ's, only falls.
+
+    Undamped it would move codes by any number of levels where the inputs say nothing (a text of blanks).
+    """
+    gram = (gram + DAMPING * float(np.diag(gram).mean()) * np.diag(np.diag(gram) > 0)).astype(np.float32)
     g, grid = start.grid.group_size, start.grid
     diagonal = np.diag(gram).copy()
     live = diagonal > 0
