@@ -61,8 +61,12 @@ def _nbytes(shape: tuple[int, ...], number: int) -> int:
     return math.prod(shape) // block * size
 
 
-def write(path: Path, metadata: dict[str, Any], tensors: list[Tensor]) -> int:
-    """Bytes written. Values: str, bool, int (uint32), float (float32), lists of str or of int (int32)."""
+def write(
+    path: Path, metadata: dict[str, Any], tensors: list[Tensor], check: Callable[[Path], object] = lambda part: None
+) -> int:
+    """Bytes written; check(the file before it takes its name) may refuse it.
+
+    Values: str, bool, int (uint32), float (float32), lists of str or of int (int32)."""
     if not path.parent.is_dir():
         raise FewbitError(f"{path}: the folder {path.parent} does not exist")
     part = path.with_name(f".{path.name}.part")
@@ -84,6 +88,7 @@ def write(path: Path, metadata: dict[str, Any], tensors: list[Tensor]) -> int:
                 f.write(data.data)
             f.write(b"\0" * (-f.tell() % ALIGNMENT))
             size = f.tell()
+        check(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

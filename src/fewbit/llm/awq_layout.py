@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import gptq_layout, packed, relayout
+from fewbit.llm import gptq_layout, packed, readback, relayout
 from fewbit.llm.options import Options
 from fewbit.llm.packed import Layer, PackedWeight, Recipe
 
@@ -27,7 +27,7 @@ plain_kind, options = gptq_layout.plain_kind, gptq_layout.options
 
 
 def export(folder: Path, out: Path, kind: str, given: Options) -> dict[str, Any]:
-    return relayout.write(folder, out, _tensors, _config)
+    return relayout.write(folder, out, _tensors, _config, readback.awq)
 
 
 def _tensors(name: str, weight: PackedWeight, layer: Layer) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import packed, plain, relayout
+from fewbit.llm import packed, plain, readback, relayout
 from fewbit.llm.consumers import FUSED
 from fewbit.llm.options import WEIGHTS, Options
 from fewbit.llm.packed import Layer, PackedWeight
@@ -69,7 +69,9 @@ def options(source: Path, kind: str, given: Options) -> Options:
 def export(folder: Path, out: Path, kind: str, given: Options) -> dict[str, Any]:
     if relayout.recipe_of(folder) is None:
         return _round(relayout.source_of(folder), out, kind, given)
-    return relayout.write(folder, out, _tensors, lambda recipe, floats: _config(_groups(recipe), (*recipe.skipped, *floats)))
+    return relayout.write(
+        folder, out, _tensors, lambda recipe, floats: _config(_groups(recipe), (*recipe.skipped, *floats)), readback.compressed
+    )
 
 
 def _tensors(name: str, weight: PackedWeight, layer: Layer) -> dict[str, torch.Tensor]:
@@ -107,7 +109,7 @@ def _round(source: Source, out: Path, kind: str, given: Options) -> dict[str, An
     floats = relayout.left_out(source.folder, matrices)
     layer = Layer(kind, given.group_size, given.symmetric) if kind in WEIGHTS else None
     group = _integers(layer, ["Linear"]) if layer else _group(*ROUNDED[kind])
-    return relayout.write_rounded(source, out, set(matrices), tensors, _config([group], ("lm_head", *floats)), kind)
+    return relayout.write_rounded(source, out, set(matrices), tensors, _config([group], ("lm_head", *floats)), kind, layer)
 
 
 def _fused(name: str, weight: torch.Tensor, source: Source) -> Iterator[torch.Tensor]:

@@ -34,13 +34,20 @@ FLOAT_TYPES: dict[str, tuple[int, np.dtype[Any]]] = {"f32": (0, np.dtype(np.floa
 
 def export(folder: Path, out: Path, kind: str = "", given: Options | None = None) -> dict[str, Any]:
     """Write the GGUF file; kind: "f32" or "f16" of a float checkpoint; of an artifact the type it was solved for, or ""."""
+    from fewbit.llm import gguf_readback  # which reads by this module's names
+
     config, recipe, chosen = check(folder, kind)
     tensors = Tensors(folder)
     held = [t for name in tensors for t in _tensor(name, tensors, recipe, config, chosen)]
     held += _rope_factors(config)
     metadata = _metadata(out.stem, config, chosen) | gguf_vocab.metadata(folder, config)
-    size = gguf_file.write(out, metadata, sorted(held, key=lambda t: t.name))
-    return {"file": str(out), "type": chosen, "bytes": size, "tensors": len(held)}
+    compared: list[int] = []
+
+    def readable(part: Path) -> None:
+        compared.append(gguf_readback.check(part, out, tensors, recipe, config))
+
+    size = gguf_file.write(out, metadata, sorted(held, key=lambda t: t.name), readable)
+    return {"file": str(out), "type": chosen, "bytes": size, "tensors": len(held), "read_back": compared[0]}
 
 
 def check(folder: Path, kind: str, given: Options | None = None) -> tuple[dict[str, Any], Recipe | None, str]:
@@ -133,7 +140,7 @@ def _tensor(key: str, tensors: Tensors, recipe: Recipe | None, config: dict[str,
         return []
     if name == "lm_head" and leaf == "weight" and _is_embedding(key, tensors):
         return []
-    if _beyond(name, config):
+    if beyond(name, config):
         return []
     where, entry = str(tensors.folder), tensors.shape(key)
     order = _order(name, config)
@@ -176,7 +183,7 @@ def _is_embedding(head: str, tensors: Tensors) -> bool:
     return ours is not None and table is not None and np.array_equal(ours, table)
 
 
-def _beyond(name: str, config: dict[str, Any]) -> bool:
+def beyond(name: str, config: dict[str, Any]) -> bool:
     """Layers that predict further tokens lie behind the model's own, and are no part of it."""
     parts = name.split(".", 3)
     return parts[:2] == ["model", "layers"] and parts[2].isdigit() and int(parts[2]) >= int(config["num_hidden_layers"])

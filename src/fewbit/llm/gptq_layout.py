@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fewbit.errors import FewbitError
-from fewbit.llm import packed, plain, relayout
+from fewbit.llm import packed, plain, readback, relayout
 from fewbit.llm.options import Options
 from fewbit.llm.packed import Layer, PackedWeight, Recipe
 
@@ -34,7 +34,7 @@ def options(source: Path, kind: str, given: Options) -> Options:
 
 
 def export(folder: Path, out: Path, kind: str, given: Options) -> dict[str, Any]:
-    return relayout.write(folder, out, _tensors, _config)
+    return relayout.write(folder, out, _tensors, _config, readback.gptq)
 
 
 def one_layer(recipe: Recipe, where: str) -> None:

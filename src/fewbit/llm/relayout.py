@@ -12,9 +12,10 @@ import torch
 
 from fewbit import checkpoint, files
 from fewbit.errors import FewbitError
-from fewbit.llm import artifact, blocks, contents, packed, source
+from fewbit.llm import artifact, blocks, contents, packed, readback, source
 from fewbit.llm.options import WEIGHTS, Options
 from fewbit.llm.packed import Layer, PackedWeight, Recipe
+from fewbit.llm.readback import Read
 from fewbit.llm.source import Source
 from fewbit.llm.tensors import Tensors
 
@@ -73,17 +74,19 @@ def left_out(folder: Path, rounded: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def write(
-    folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe, tuple[str, ...]], dict[str, Any]]
+    folder: Path, out: Path, layout: Layout, config_of: Callable[[Recipe, tuple[str, ...]], dict[str, Any]], read: Read
 ) -> dict[str, Any]:
     """An artifact's layers by `layout`; what else is packed (an embedding) becomes float16, or float32 beyond its range.
 
-    config_of: of the recipe and the modules that are left in float, the quantization_config.
+    config_of: of the recipe and the modules that are left in float, the quantization_config. read: the layout's inverse.
     """
     recipe = recipe_of(folder)
     assert recipe is not None
     tensors, config = Tensors(folder), checkpoint.read_json(folder / "config.json", "")
     owners = {key.removesuffix(".codes") for key in tensors if key.endswith(".codes")}
     parts = {f"{name}.{leaf}" for name in owners for leaf in ("codes", "scale", "zero_point")}
+
+    compared = readback.some(sorted(n for n in owners if ".layers." in n))
 
     def made(key: str) -> dict[str, torch.Tensor]:
         name = key.removesuffix(".codes")
@@ -95,12 +98,17 @@ def write(
             return {f"{name}.weight": table.to(torch.float16) if table.to(torch.float16).isfinite().all() else table}
         return {} if key in parts else {key: plain[key]}
 
-    with _written(folder, out, config | {"quantization_config": config_of(recipe, left_out(folder))}) as save:
+    def check(written: Tensors) -> None:
+        for name in compared:
+            wanted = packed.dequantize(packed.read(name, tensors, recipe.of(name), str(folder)))
+            readback.compare(name, read(name, written, recipe.of(name)), wanted, 0.0, out)
+
+    with _written(folder, out, config | {"quantization_config": config_of(recipe, left_out(folder))}, check) as save:
         for path in checkpoint.shards(folder):
             keys = checkpoint.entries(path)[0]
             plain = _load(path, [k for k in keys if k not in parts])
             save(path.name, {n: t for key in keys for n, t in made(key).items()})
-    return _record(out, recipe.default.weights)
+    return _record(out, recipe.default.weights, compared)
 
 
 def write_rounded(
@@ -110,16 +118,24 @@ def write_rounded(
     made: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
     config: dict[str, Any],
     kind: str,
+    layer: Layer | None = None,
 ) -> dict[str, Any]:
-    """A float checkpoint, its Linears by `made`, a shard in memory at a time."""
-    with _written(found.folder, out, found.config | {"quantization_config": config}) as save:
+    """A float checkpoint, its Linears by `made`, a shard in memory at a time; layer: of the kinds that have one (int8 …)."""
+    names = readback.some(sorted(matrices))
+
+    def check(written: Tensors) -> None:
+        for name in names:
+            numbers, step = readback.rounded(name.removesuffix(".weight"), written, layer, kind)
+            readback.compare(name, numbers, found.load([name])[name].numpy(), step, out)
+
+    with _written(found.folder, out, found.config | {"quantization_config": config}, check) as save:
         for path in sorted(set(found.shards.values())):
             tensors = _load(path, [n for n, p in found.shards.items() if p == path])
             save(
                 path.name,
                 {n: t for key, w in tensors.items() for n, t in (made(key, w) if key in matrices else {key: w}).items()},
             )
-    return _record(out, kind)
+    return _record(out, kind, names)
 
 
 def _load(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
@@ -137,8 +153,8 @@ def _load(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
 class _written:
     """A folder that appears whole: save(file name, tensors) inside; the index, config.json and all other files at the end."""
 
-    def __init__(self, source: Path, out: Path, config: dict[str, Any]):
-        self.source, self.out, self.config = source, out, config
+    def __init__(self, source: Path, out: Path, config: dict[str, Any], check: Callable[[Tensors], None]):
+        self.source, self.out, self.config, self.check = source, out, config, check
         self.part = out.with_name(f".{out.name}.part")
         self.where: dict[str, str] = {}
 
@@ -154,10 +170,12 @@ class _written:
         return save
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
-            with files.said_in_one_line(self.out):
-                self._finish()
-        shutil.rmtree(self.part, ignore_errors=True)
+        try:
+            if kind is None:
+                with files.said_in_one_line(self.out):
+                    self._finish()
+        finally:
+            shutil.rmtree(self.part, ignore_errors=True)
 
     def _finish(self) -> None:
         size = sum(p.stat().st_size for p in self.part.glob("*.safetensors"))
@@ -166,8 +184,9 @@ class _written:
             (self.part / artifact.INDEX).write_text(json.dumps(index, indent=1) + "\n")
         artifact.copy_others(self.source, self.part)
         (self.part / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+        self.check(Tensors(self.part))
         self.part.rename(self.out)
 
 
-def _record(out: Path, kind: str) -> dict[str, Any]:
-    return {"folder": str(out), "type": kind, "bytes": artifact.size(out)}
+def _record(out: Path, kind: str, compared: list[str]) -> dict[str, Any]:
+    return {"folder": str(out), "type": kind, "bytes": artifact.size(out), "read_back": len(compared)}

@@ -9,6 +9,7 @@ from fewbit import checkpoint
 from fewbit.errors import FewbitError
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
+DTYPES |= {"I8": np.int8, "I32": np.int32, "I64": np.int64, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
 class Tensors:
