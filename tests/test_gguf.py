@@ -235,6 +235,18 @@ def test_numbers_that_float16_does_not_hold_stay_float32(tmp_path, power):
     assert off(ours(folder), theirs(tmp_path / "a.gguf")) < 1e-2
 
 
+def test_weights_too_small_for_a_types_scales_are_refused(tmp_path):
+    folder = tiny_llm.save(tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    held["model.layers.1.mlp.down_proj.weight"][5] = 1e-20  # a dead row is none of the kind
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    export.export(folder, tmp_path / "dead.gguf", "gguf", "q8_0", Options(method="rtn"))
+    held["model.layers.1.mlp.down_proj.weight"] *= 2.0**-40
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FewbitError, match=r"m: model.layers.1.mlp.down_proj has weights up to .*64 of its 64 rows"):
+        export.export(folder, tmp_path / "a.gguf", "gguf", "q8_0", Options(method="rtn"))
+
+
 def test_an_embedding_beyond_float16_stays_float32(tmp_path):
     folder = tiny_llm.save(tmp_path / "m")
     held = load_file(folder / "model.safetensors")

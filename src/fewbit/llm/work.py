@@ -22,6 +22,7 @@ from fewbit.solvers import grouped
 from fewbit.solvers.grids import AnyGrid, check_range
 
 BATCH_TOKENS = 4096
+LOST = 1e-3  # of a weight's norm, that may lie in rows which become zeros (dead ones are that small beside the rest)
 
 Progress = Callable[[str, int, int], None]
 
@@ -173,12 +174,23 @@ class Work:
             solved = walk.quantize_block(block, streams, calls[k], self.method, grid_of, dtype, self.structure.head_dim)
         else:
             solved = walk.round_block(block, grid_of, lambda n, columns: self._importance(prefix + n, columns))
+        for name, solution in solved.items():
+            self._check_kept(prefix + name, before[f"{name}.weight"].numpy(), solution.dequantized())
         artifact.save(self.made / artifact.shard_name(k + 1, self.shards), self._tensors(block, prefix, solved))
         blocks.empty(block)
         if self.method.calibrated and k + 2 < self.shards:
             held = {f"{kind}.{b}": t for kind in ("exact", "quantized") for b, t in enumerate(getattr(streams, kind))}
             artifact.save(self._stream_file(k + 1), held)
         self._stream_file(k).unlink(missing_ok=True)
+
+    def _check_kept(self, name: str, weight: np.ndarray, found: np.ndarray) -> None:
+        """Scales are float16 in every format: weights so small that theirs becomes zero must not vanish unsaid."""
+        gone = ~found.any(axis=1)
+        if np.linalg.norm(weight[gone]) > LOST * np.linalg.norm(weight):
+            raise FewbitError(
+                f"{self.structure.source.folder}: {name} has weights up to {np.abs(weight).max():.1e}, too small for scales in "
+                f"float16: {int(gone.sum())} of its {len(gone)} rows would become zeros"
+            )
 
     def _importance(self, name: str, columns: int) -> np.ndarray | None:
         if self.importance is None:
