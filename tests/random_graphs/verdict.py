@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ def _check_own(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> 
     except Unsupported:
         got = fewbit.load(path)(next(iter(feeds.values())) if len(feeds) == 1 else feeds)
         return _near("loaded output 0", want[0], got[0] if isinstance(got, tuple) else got, LIMIT[scheme], made.baked)
+    feeds = {k: v.astype(program.input_dtypes[k]) for k, v in feeds.items()}
     registers = reference.run(program, feeds)
     ours = [np.asarray(registers[o]) for o in program.outputs]
     for k, (expected, found) in enumerate(zip(want, ours, strict=True)):
@@ -209,12 +211,12 @@ def _check_c(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> No
     """The exported C compiles without a warning and gives the reference's bits; what it cannot hold it refuses clearly."""
     try:
         program = lower(read(path))
-        compiled = CPolicy(program, path.parent)
+        compiled = CPolicy(program, Path(tempfile.mkdtemp(dir=path.parent)))  # a library is known by its path
     except fewbit.FewbitError as e:
         if (unclear := _unclear(str(e), made)) is not None:
             raise Fault(f"unclear refusal of C ({unclear}): {e}") from None
         return
-    feeds = _rows(made)
+    feeds = {k: v.astype(program.input_dtypes[k]) for k, v in _rows(made).items()}
     registers = reference.run(program, feeds)
     expected = [np.asarray(registers[o]) for o in program.outputs]
     for k, (want, got) in enumerate(zip(expected, _run_c(compiled, feeds, expected), strict=True)):
@@ -224,7 +226,8 @@ def _check_c(made: Sample, file: onnx.ModelProto, path: Path, scheme: str) -> No
 
 def _run_c(compiled: CPolicy, feeds: dict[str, np.ndarray], like: list[np.ndarray]) -> list[np.ndarray]:
     """Every output of policy_act, row by row; int64 is int32 there."""
-    given = [np.ascontiguousarray(feeds[k], compiled.program.input_dtypes[k]) for k in compiled.inputs]
+    narrow = {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in feeds.items()}
+    given = [np.ascontiguousarray(narrow[k]) for k in compiled.inputs]
     made = [np.zeros_like(v, np.int32 if v.dtype == np.int64 else v.dtype) for v in like]
     for row in range(len(given[0])):
         places = [a[row : row + 1].ctypes.data_as(ctypes.c_void_p) for a in [*given, *made]]
