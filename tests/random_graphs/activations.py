@@ -65,7 +65,7 @@ def silu(b: Builder, x: str) -> str:
 
 def gelu(b: Builder, x: str) -> str:
     """The operator, or what exporters write before opset 20."""
-    if b.opset >= 20 and b.chance(0.7):
+    if b.opset >= 20 and b.chance(0.8):
         return b.node("Gelu", x, approximate=b.one(None, "none", "tanh"))
     if b.opset < 9:
         return silu(b, x)

@@ -153,7 +153,7 @@ def reduce_groups(b: Builder, x: str) -> str:
     axis = b.one(1, 2)
     keep = b.chance(0.4)
     kept = [1 if i == axis else d for i, d in enumerate(b.shapes[y]) if keep or i != axis]
-    op = b.one("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean")
+    op = b.one("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMin", "ReduceMean")
     y = b.axes(op, y, [axis - 3 if b.opset >= 11 and b.chance(0.3) else axis], tuple(kept), 13 if op == "ReduceSum" else 18,
                keepdims=b.one(None, 1) if keep else 0)  # fmt: skip
     return reshape_to(b, y, (int(np.prod([d for d in kept if d is not None])),)) if keep else y

@@ -26,7 +26,7 @@ VECTOR: list[tuple[float, Block]] = [
     (6, dense_activation), (4, activation), (1, layers.batch_norm), (1.2, layers.layer_norm), (1.5, layers.affine),
     (1.5, layers.residual), (1, layers.branches), (1, layers.split_join), (1, moves.slice_columns), (1, moves.gather_columns),
     (1.5, moves.round_trip), (0.7, layers.soft), (1, powers), (1, moves.reduce_groups), (0.5, moves.reduce_last),
-    (0.8, moves.expanded), (0.4, moves.pad_columns), (0.5, rare),
+    (0.8, moves.expanded), (0.4, moves.pad_columns), (1.5, rare),
 ]  # fmt: skip
 SEQUENCE: list[tuple[float, Block]] = [
     (6, dense_activation), (3, activation), (1.2, layers.layer_norm), (1, layers.affine), (1.5, layers.residual),
