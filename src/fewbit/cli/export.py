@@ -45,4 +45,6 @@ def export(
         streams.out(f"flash {flash:,} bytes of constants (code beside them), RAM {memory:,} bytes static")
         if made["state_bytes"]:
             streams.out(f"and {made['state_bytes']:,} bytes of the caller's for what each robot's policy remembers")
+    if "executed" in made:
+        streams.out(made["executed"])
     return 0

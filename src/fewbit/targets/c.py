@@ -22,6 +22,7 @@ from fewbit.graph import metadata
 from fewbit.graph.raw import take_integers
 from fewbit.graph.read import read
 from fewbit.graph.record import known
+from fewbit.targets import c_check
 from fewbit.targets.c_weights import by_dsp, order_of
 from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array
 
@@ -65,7 +66,8 @@ def export(
     raw_factors: np.ndarray | None = None,
     raw_offsets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Write the network into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "state_bytes", "macs"}.
+    """Write the network into the folder out: {"files", "flash_bytes" (constants), "ram_bytes", "state_bytes", "macs",
+    "executed": by which compiler its self-test was run here, or why it was not}.
 
     raw: the type of a sensor's integers, which are then the observation; each times its factor, plus its offset (graph/raw).
     """
@@ -80,13 +82,13 @@ def export(
         raise FewbitError("--raw-factors and --raw-offsets belong to --raw TYPE")
     evidence = known(metadata.read(model))["evidence"]
     made = generate(lower(model), name, artifact.name, evidence, layout=layout)
-    files = []
+    executed, files = c_check.run(made["files"], name), []
     for file, text in made["files"].items():
         path = out / file
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
         files.append(str(path))
-    return {"files": files, **made["sizes"]}
+    return {"files": files, **made["sizes"], "executed": executed}
 
 
 def generate(
