@@ -51,7 +51,7 @@ def test_a_correction_is_made_where_it_helps_on_other_tokens(tokens):
 
 
 def test_codes_stay_near_where_inputs_say_nothing():
-    """Inputs that are all the same, next to nothing in one column: its code could make up for the others' errors at any distance."""
+    """Inputs all the same, next to nothing in one column: its code could make up for the others' errors at any distance."""
     weight = np.random.default_rng(0).standard_normal((24, 64)).astype(np.float32)
     x = np.ones(64)
     x[0] = 1e-3

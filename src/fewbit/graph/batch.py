@@ -12,7 +12,6 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from fewbit.errors import FewbitError
-from fewbit.graph import calibrate
 
 GROUPS = 3  # batches that are run by themselves
 MOST_RUNS = 200
@@ -116,7 +115,7 @@ class _Search:
         """The named tensors for all groups at once, or None where ONNX Runtime cannot."""
         self.runs -= 1
         try:
-            return calibrate.run(calibrate.session(_with_outputs(self.rewritten(), names), False), names, self.feeds)
+            return _run(self.rewritten(), names, [self.feeds])[0]
         except FewbitError:
             return None
 
@@ -194,8 +193,7 @@ def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, in
     ends = [name for k in nodes for name in (*model.graph.node[k].input, model.graph.node[k].output[0])]
     names = [n for n in dict.fromkeys([*(v.name for v in model.graph.output), *ends]) if n not in axes]
     try:
-        runner = calibrate.session(_with_outputs(original, names), False)
-        alone = [calibrate.run(runner, names, g) for g in [*groups, groups[0]]]
+        alone = _run(original, names, [*groups, groups[0]])
     except FewbitError:
         return model  # what ONNX Runtime cannot run is said where it is run
     if any(not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(alone[0], alone[-1], strict=True)):
@@ -282,3 +280,11 @@ def _alike(got: np.ndarray, want: np.ndarray) -> bool:
     right = want[known].astype(np.float64)
     error = np.abs(got[known].astype(np.float64) - right) / (np.ptp(right) or 1.0)
     return bool(np.median(error) < 1e-4 and error.max() < 0.1)
+
+
+def _run(proto: onnx.ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    """The named tensors for each of the feeds, by ONNX Runtime: a robot, whose artifacts have a free batch, needs none."""
+    from fewbit.graph import calibrate
+
+    runner = calibrate.session(_with_outputs(proto, names), False)
+    return [calibrate.run(runner, names, one) for one in feeds]
