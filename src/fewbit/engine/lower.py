@@ -106,7 +106,7 @@ class _Lowering:
         node = value.producer()
         if (value.name or "") in self.made or node is None or node.op_type == "DequantizeLinear" or is_quantized(node):
             return []
-        return [i for i in node.inputs if i is not None and not is_constant(i)]
+        return [i for i in node.inputs if i is not None and not is_constant(i)] if _is_known(node) else []
 
     def _floats(self, value: ir.Value) -> str:
         name = value.name or ""
@@ -309,7 +309,7 @@ class _Lowering:
         return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
     def _float(self, node: ir.Node, out: str) -> str:
-        if node.op_type not in [*OPS, "Scan"] or node.domain not in ("", "ai.onnx"):
+        if not _is_known(node):
             raise Unsupported(f"node {node.name or out}: operator {node.op_type} is not run by the engine")
         if node.op_type == "Cast":
             cast_type(_attributes(node, out))
@@ -317,6 +317,10 @@ class _Lowering:
         self.exact &= node.op_type in EXACT
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)
         return self._emit(Float(node.op_type, out, inputs, _attributes(node, out)), touches)
+
+
+def _is_known(node: ir.Node) -> bool:
+    return node.op_type in [*OPS, "Scan"] and node.domain in ("", "ai.onnx")
 
 
 def _attributes(node: ir.Node, out: str | None) -> dict[str, Any]:
