@@ -1,7 +1,7 @@
 """`fewbit llm quantize MODEL_DIR -o OUT`, `fewbit llm perplexity OUT --text TEXT --against MODEL_DIR`, `fewbit llm generate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def quantize(
         common.belongs("int8, int4, int3 and int2 weights", {"--group-size": group_size, "--symmetric": symmetric})
     elif weights is not None and bits_per_weight is not None:
         raise FewbitError(f"--bits-per-weight chooses int2 to int8 layer by layer; leave out --weights {weights}")
-    given = {"weights": weights, "group_size": group_size, "samples": samples, "length": length}
+    given: dict[str, Any] = {"weights": weights, "group_size": group_size, "samples": samples, "length": length}
     options = Options(
         symmetric=symmetric, method=method, bits_per_weight=bits_per_weight, head=head, embedding=embedding,
         **{k: v for k, v in given.items() if v is not None},

@@ -1,7 +1,7 @@
 """`fewbit llm export OUT-OR-MODEL_DIR --to gguf -o FILE` and `fewbit llm imatrix MODEL_DIR -o FILE`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def export(
 
     texts = {"--calibration": calibration, "--samples": samples, "--length": length}
     grid = {"--group-size": group_size, "--symmetric": symmetric}
-    numbers = {"samples": samples, "length": length, "group_size": group_size or 128}
+    numbers: dict[str, Any] = {"samples": samples, "length": length, "group_size": group_size or 128}
     given = Options(symmetric=symmetric, method=method or "auto", **{k: v for k, v in numbers.items() if v is not None})
     if not source.is_dir():
         raise FewbitError(f"{source}: no such folder; give what `fewbit llm quantize` wrote, or the folder of a checkpoint")
