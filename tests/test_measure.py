@@ -47,6 +47,6 @@ def test_action_errors_are_measured_as_the_environment_takes_the_actions(kind):
 def test_the_worst_action_is_shown_where_the_mean_is(capsys):
     evidence = {"action_rmse": 0.001, "action_p999": 0.04, "action_worst": 0.25, "fidelity_states": 5000}
     common.show(evidence | {"fidelity_noise_floor": 0.0001}, False)
-    assert "99.9% of actions within 4.000%, the worst off by 25.000%" in capsys.readouterr().out
+    assert "99.9% of them within 4.00%, the worst 25.00%" in capsys.readouterr().out
     about = dict(answer(known({"evidence": evidence}), "a.onnx", [])["about"])
     assert about["actions beside float"].startswith("RMSE 0.10% of their range, 99.9% within 4.00%, the worst 25.00%")

@@ -45,7 +45,7 @@ def test_what_it_cannot_do_is_refused_by_name(nodes, why):
         nodes = [node("Flatten", ["x"], ["flat"]), node("Slice", ["flat", "zero", "four", "one"], ["f"]), *nodes]
         held |= {"four": np.array([4]), "one": np.array([1])}
     with pytest.raises(FewbitError, match=why):
-        load(read.prepare(model(nodes, held, ("n", 3, 4))))
+        load(read.prepare(model(nodes, held, ("n", 3, 4))), "native")
 
 
 def test_an_index_that_is_computed_is_each_rows_own():

@@ -64,12 +64,12 @@ def test_the_command_line_takes_a_file_of_two_inputs(tmp_path):
     [
         (OBS, r"takes obs, goal, one array is not enough; give a .npz .*savez\(FILE, obs=..., goal=...\)"),
         ({"obs": OBS}, "hold obs; the policy takes obs, goal: goal is missing"),
-        ({"obs": OBS, "goal": GOAL[:, :2]}, r"observations of goal have shape \[40, 2\], the policy takes \[n, 3\]"),
-        ({"obs": OBS, "goal": GOAL[:9]}, r"not equally many: obs \[40\], goal \[9\]"),
+        ({"obs": OBS, "goal": GOAL[:, :2]}, r"observations \(goal\) have shape \[40, 2\], the policy takes \[n, 3\]"),
+        ({"obs": OBS, "goal": GOAL[:9]}, "there are 9 observations goal and 40 obs; give as many of each"),
         ({"obs": OBS, "goal": GOAL * 1j}, "observations of goal are complex64; give real numbers"),
         ({"obs": OBS, "goal": np.array([{}] * 40)}, "observations of goal are object"),
-        ({"obs": OBS.astype(np.float64) * 1e300, "goal": GOAL}, "observations of obs as float32: element"),
-        ({"obs": OBS[:0], "goal": GOAL[:0]}, "at least one of them"),
+        ({"obs": OBS.astype(np.float64) * 1e300, "goal": GOAL}, "observations obs hold .*, which float32 cannot"),
+        ({"obs": OBS[:0], "goal": GOAL[:0]}, r"have shape \[0, 5\], the policy takes \[n, 5\]"),
     ],
 )
 def test_what_does_not_fit_two_inputs_is_said(tmp_path, given, says):
@@ -81,7 +81,7 @@ def test_integers_are_not_made_of_fractions(tmp_path):
     policy = network(tmp_path / "policy.onnx", kind=2)  # uint8
     fewbit.quantize(policy, observations={"obs": OBS, "goal": np.full((40, 3), 255.0)})
     for value in (0.5, 256.0, -1.0):
-        with pytest.raises(fewbit.FewbitError, match="of goal are float64 with values that uint8 lacks"):
+        with pytest.raises(fewbit.FewbitError, match="observations goal hold .*, the policy takes whole numbers .uint8."):
             fewbit.quantize(policy, observations={"obs": OBS, "goal": np.full((40, 3), value)})
 
 

@@ -201,8 +201,8 @@ def test_what_is_no_environments_id_or_cannot_be_written_down_is_refused_before_
 
 
 STRANGE = {
-    "complex": (np.zeros((5, 4), complex), "of dtype complex128; give real numbers"),
-    "objects": (np.zeros((5, 4), object), "of dtype object; give real numbers"),
+    "complex": (np.zeros((5, 4), complex), "are complex128; give real numbers"),
+    "objects": (np.zeros((5, 4), object), "are object; give real numbers"),
     "texts": (np.full((5, 4), "a"), "give real numbers"),
     "nan": (np.full((5, 4), np.nan), "is nan"),
     "infinity": (np.full((5, 4), np.inf), "is inf"),

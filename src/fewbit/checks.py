@@ -1,9 +1,7 @@
 """Checks of a scheme and of what is asked beside it, before any work: the unknown, the contradictory, what would do nothing."""
 
-import json
 from collections import Counter
 from importlib.util import find_spec
-from typing import Any
 
 from fewbit import solvers, targets
 from fewbit.errors import FewbitError, MissingExtra
@@ -94,12 +92,8 @@ def check_layers(names: list[str], scheme: qdq.Scheme) -> None:
             raise FewbitError(f"--layer {name}={fmt}: no integer format of weights; one of {', '.join(LAYER)}")
 
 
-def check_run(episodes: int, seed: int, arguments: dict[str, Any] | None = None) -> None:
-    """Refuse numbers of episodes and seeds that no run has, and arguments of an environment that the record cannot hold."""
-    try:
-        json.dumps(arguments)
-    except (TypeError, ValueError):
-        raise FewbitError(f"env_args {arguments}: the record holds what JSON can; give numbers, texts, lists and dicts") from None
+def check_run(episodes: int, seed: int) -> None:
+    """Refuse numbers of episodes and seeds that no run has."""
     if not 2 <= episodes <= MOST_EPISODES:
         why = "an interval needs at least 2" if episodes < 2 else f"give at most {MOST_EPISODES:,}"
         raise FewbitError(f"--episodes {episodes}: {why}")

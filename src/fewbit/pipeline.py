@@ -90,7 +90,7 @@ def quantize(
     """
     scheme = DEFAULT if scheme is None else scheme
     check(scheme, budget)
-    check_run(episodes, seed, env_args)
+    check_run(episodes, seed)
     if scheme.weights in half.DTYPES:
         scheme = replace(scheme, method="rtn")  # a cast: there is nothing to choose
     if scheme.method != "dynamic" and env is None and observations is None:
@@ -405,7 +405,7 @@ def evaluate(
     from fewbit.rl.measure import Baseline, measure, without_original
     from fewbit.rl.measure import check as check_measured
 
-    check_run(episodes, seed, env_args)
+    check_run(episodes, seed)
     check_measured(episodes, keep, seed)
     if against is None and normalizer is not None:
         raise FewbitError("--normalizer belongs to the float source; add --against SOURCE")
