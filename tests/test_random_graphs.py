@@ -13,6 +13,6 @@ COUNT, SHARES = int(os.environ.get("FEWBIT_RANDOM_GRAPHS", 300)), 10
 def test_a_random_network_is_right_in_every_executor_or_refused_by_its_cause(share, tmp_path):
     faults = []
     for seed in range(share, COUNT, SHARES):
-        verdict = judge(sample(seed), tmp_path)
+        verdict = judge(sample(seed), tmp_path, ("int16", "int8") if seed % 3 == 0 else ("int16",))
         faults += [f"seed {seed}: {fault}" for fault in verdict.faults]
     assert not faults, "\n".join(faults)
