@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from random_graphs.minimise import minimise, to_python  # noqa: E402
 from random_graphs.sample import sample  # noqa: E402
-from random_graphs.verdict import judge, kind_of  # noqa: E402
+from random_graphs.verdict import judge  # noqa: E402
+from random_graphs.words import kind_of  # noqa: E402
 
 
 def main() -> None:

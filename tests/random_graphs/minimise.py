@@ -13,7 +13,7 @@ from random_graphs.verdict import Verdict, judge
 
 
 def minimise(made: Sample, kind: str, folder: Path, tries: int = 150) -> Sample:
-    """The smaller network; a candidate counts where the oracle runs it and a fault is of that kind (verdict.kind_of)."""
+    """The smaller network; a candidate counts where the oracle runs it and a fault is of that kind (words.kind_of)."""
     for simpler in (_plain_names, _initializers_alone):
         candidate = replace(made, **simpler(made))
         if _shows(candidate, kind, folder):
