@@ -1,4 +1,8 @@
-"""What a file writes in a roundabout way, plainly: local functions, defaults among the inputs, absent arguments, CastLike."""
+"""What a file writes in a roundabout way, plainly: local functions, defaults among inputs, absent arguments, CastLike, names."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
 
 import onnx
 import onnx.shape_inference
@@ -42,6 +46,33 @@ def _drop_absent(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 _drop_absent(inner)
+
+
+def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same whose nodes each have a name of their own: one that has none, or another's, is called after its first output.
+
+    Names are labels, of which ONNX demands nothing; but ONNX Runtime refuses one that is there twice, and messages name nodes.
+    """
+    nodes = list(_nodes(proto.graph))
+    count = Counter(node.name for node in nodes)
+    taken = {name for name, times in count.items() if times == 1}
+    for node in nodes:
+        if count[node.name] == 1 and node.name:
+            continue
+        stem = next((o for o in node.output if o), node.op_type)
+        numbered = (f"{stem}_{k}" for k in itertools.count(1))
+        node.name = next(name for name in itertools.chain([stem], numbered) if name not in taken)
+        taken.add(node.name)
+    return proto
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The graph's and those of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _nodes(inner)
 
 
 def cast_plainly(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from fewbit.errors import FewbitError, first_line
 from fewbit.graph import batch, external_data, opset, tensors
-from fewbit.graph.inline import cast_plainly, inline
+from fewbit.graph.inline import cast_plainly, inline, name_nodes
 from fewbit.graph.opset import OPSET
 from fewbit.graph.precision import to_float32
 
@@ -67,7 +67,7 @@ def prepare(proto: onnx.ModelProto) -> ir.Model:
     opset.check(proto)
     try:
         onnx.checker.check_model(proto)
-        proto = opset.convert(inline(proto))
+        proto = name_nodes(opset.convert(inline(proto)))
         if len(proto.graph.input) == 0 or len(proto.graph.output) == 0:
             raise FewbitError("the graph has no input or no output; export it again")
         _check_sizes(proto)
