@@ -118,3 +118,97 @@ def test_a_state_of_two_layers_is_put_together_and_taken_apart(tmp_path):
     layers = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     made = original.of_onnx(onnx.load(path))({"h_0": layers[0], "h_1": layers[1]})
     assert np.array_equal(made["next_0"], 2 * layers[0]) and np.array_equal(made["next_1"], 2 * layers[1])
+
+
+def of_kind(kind, nodes, constants, opset=17, size=5, inner=None):
+    """A network from x [n, size] to y of that kind; its constants too, or of the kind inner."""
+    dtype = helper.tensor_dtype_to_np_dtype(inner or kind)
+    ends = [[helper.make_tensor_value_info(n, kind, ["batch", s])] for n, s in (("x", size), ("y", None))]
+    initializers = [numpy_helper.from_array(np.asarray(v).astype(dtype), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "network", *ends, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+WITHOUT_A_KERNEL = {
+    "Softsign": ([], {}),
+    "Erf": ([], {}),
+    "PRelu": (["slope"], {"slope": np.array([0.2])}),
+    "BatchNormalization": (["ones", "b0", "b0", "ones"], {"ones": np.full(24, 1.5)}),
+}
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("operator", WITHOUT_A_KERNEL)
+def test_a_float64_source_is_compared_whether_or_not_onnx_runtime_runs_it(operator, opset, tmp_path):
+    rng, (more, constants) = np.random.default_rng(0), WITHOUT_A_KERNEL[operator]
+    constants = constants | {
+        "w0": rng.normal(size=(24, 5)),
+        "b0": rng.normal(size=24),
+        "w1": rng.normal(size=(3, 24)),
+        "b1": [0] * 3,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h"], "first", transB=1),
+        helper.make_node(operator, ["h", *more], ["e"], "middle"),
+        helper.make_node("Softsign", ["e"], ["r"], "no_kernel"),
+        helper.make_node("Gemm", ["r", "w1", "b1"], ["y"], "last", transB=1),
+    ]
+    onnx.save(of_kind(TensorProto.DOUBLE, nodes, constants, opset), tmp_path / "m.onnx")
+    record = fewbit.quantize(tmp_path / "m.onnx", observations=OBSERVATIONS).record
+    assert record["verified"]["source"]["folded"] < 1e-5
+
+
+def test_a_float64_lstm_that_onnx_runtime_stops_at_is_compared(tmp_path):
+    """ONNX Runtime makes a session of it, and says only when it runs that it does not take doubles."""
+    rng = np.random.default_rng(0)
+    constants = {"r": rng.normal(size=(1, 16, 4)) / 2, "w": rng.normal(size=(1, 16, 5)) / 2, "w1": rng.normal(size=(4, 3))}
+    nodes = [
+        helper.make_node("Unsqueeze", ["x"], ["step"], axes=[0]),
+        helper.make_node("LSTM", ["step", "w", "r", "", "", "h", "c"], ["", "next_h", "next_c"], "lstm", hidden_size=4),
+        helper.make_node("Squeeze", ["next_h"], ["s"], axes=[0]),
+        helper.make_node("Gemm", ["s", "w1"], ["y"], "last"),
+    ]
+    proto = of_kind(TensorProto.DOUBLE, nodes, constants, 12)
+    proto.graph.input.extend(helper.make_tensor_value_info(n, TensorProto.DOUBLE, [1, "batch", 4]) for n in "hc")
+    proto.graph.output.extend(helper.make_tensor_value_info(f"next_{n}", TensorProto.DOUBLE, [1, "batch", 4]) for n in "hc")
+    onnx.save(proto, tmp_path / "m.onnx")
+    rows = OBSERVATIONS[:64]
+    record = fewbit.quantize(tmp_path / "m.onnx", observations=rows, scheme=fewbit.Scheme(method="rtn")).record
+    assert record["verified"]["source"]["folded"] < 1e-5
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_source_that_computes_in_float16_is_compared_in_its_own_precision(inside, tmp_path):
+    """All of it, or between two Casts, which ONNX Runtime may then compute in float32."""
+    rng = np.random.default_rng(0)
+    sizes = {"w0": (5, 64), "w1": (64, 64), "w2": (64, 3)}
+    constants = {k: rng.normal(size=s) / 4 for k, s in sizes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["a", "w0"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("MatMul", ["t", "w1"], ["i"]),
+        helper.make_node("Tanh", ["i"], ["u"]),
+        helper.make_node("MatMul", ["u", "w2"], ["b"]),
+    ]
+    if inside:
+        nodes = [helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT16), *nodes]
+        nodes.append(helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT))
+    else:
+        nodes[0].input[0], nodes[-1].output[0] = "x", "y"
+    kind = TensorProto.FLOAT if inside else TensorProto.FLOAT16
+    onnx.save(of_kind(kind, nodes, constants, inner=TensorProto.FLOAT16), tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").half
+    record = fewbit.quantize(tmp_path / "m.onnx", observations=OBSERVATIONS).record
+    folded = record["verified"]["source"]["folded"]
+    assert folded < verification.HALF and (folded > 1e-5 or inside)
+
+
+def test_weights_that_are_only_stored_as_float16_are_compared_in_float32():
+    nodes = [helper.make_node("Cast", ["w0"], ["w"], to=TensorProto.FLOAT), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    assert not original.computes_in_half(of_kind(TensorProto.FLOAT, nodes, {"w0": np.ones((5, 3))}, inner=TensorProto.FLOAT16))
+
+
+def test_a_source_that_nothing_runs_is_one_line_of_our_own():
+    node = helper.make_node("Strange", ["x"], ["y"], domain="nobody's")
+    with pytest.raises(FewbitError, match="^neither ONNX Runtime nor ONNX's evaluator runs the source [^\n]*$"):
+        original.of_onnx(of_kind(TensorProto.FLOAT, [node], {}))({"x": OBSERVATIONS})

@@ -97,6 +97,8 @@ def quantize(
         raise FewbitError("nothing to calibrate on; give --env ID or --observations FILE")
     if scheme.weights == "auto" and env is None:
         raise FewbitError("--weights auto is a search, and a search measures; give --env ID")
+    if env is None and env_args:
+        raise FewbitError("env_args belong to an environment to measure in; give env too")
     if env is not None:
         from fewbit.rl.measure import check as check_measured
         from fewbit.rl.returns import check_arguments

@@ -53,10 +53,20 @@ def verify_source(original: sources.Source, feeds: Feeds) -> sources.Source:
     rows = sample(original.model, feeds, ROWS)
     want = _by_onnx_runtime(original.model, rows)
     found: dict[str, Any] = {"folded": None}
-    if original.run is not None:
-        found["folded"] = _check_folded(original, original.run(rows), want)
+    source = _as_it_came(original, rows)
+    if source is not None:
+        found["folded"] = _check_folded(original, source, want)
     found |= _check_wide(original.model, rows)
     return replace(original, checks=found)
+
+
+def _as_it_came(original: sources.Source, rows: Feeds) -> Outputs | None:
+    if original.run is None:
+        return None
+    try:
+        return original.run(rows)
+    except FewbitError:  # neither ONNX Runtime nor ONNX's evaluator can; the graph that was read is run all the same
+        return None
 
 
 def verify_artifact(model: ir.Model, original: ir.Model, feeds: Feeds, target: str = "any") -> dict[str, Any]:

@@ -73,20 +73,20 @@ def _is_state(graph: onnx.GraphProto, name: str) -> bool:
 def _declare(proto: onnx.ModelProto, axes: dict[str, int]) -> None:
     """Write "batch" where it stands; an output that no input reaches keeps its own shape."""
     del proto.graph.value_info[:]
-    reached = _reached(proto.graph)
-    for value in [*proto.graph.input, *(v for v in proto.graph.output if v.name in reached)]:
+    live = reached(proto.graph)
+    for value in [*proto.graph.input, *(v for v in proto.graph.output if v.name in live)]:
         dims = value.type.tensor_type.shape.dim
         if len(dims):
             dims[0].dim_param = "batch"
 
 
-def _reached(graph: onnx.GraphProto) -> set[str]:
+def reached(graph: onnx.GraphProto) -> set[str]:
     """The inputs and all that depends on them."""
-    reached = {v.name for v in graph.input}
+    found = {v.name for v in graph.input} - {t.name for t in graph.initializer}
     for node in graph.node:
-        if reached & _reads(node):
-            reached |= set(node.output)
-    return reached
+        if found & _reads(node):
+            found |= set(node.output)
+    return found
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
@@ -184,11 +184,11 @@ KEPT = object()
 def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, int], batch: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     groups = [{v.name: _random(v, rng) for v in original.graph.input} for _ in range(GROUPS)]
-    reached = _reached(model.graph)
+    live = reached(model.graph)
     nodes = [
         k
         for k, n in enumerate(model.graph.node)
-        if n.op_type in SIZED and n.input[0] in reached and not reached & set(n.input[1:])
+        if n.op_type in SIZED and n.input[0] in live and not live & set(n.input[1:])
     ]
     ends = [name for k in nodes for name in (*model.graph.node[k].input, model.graph.node[k].output[0])]
     names = [n for n in dict.fromkeys([*(v.name for v in model.graph.output), *ends]) if n not in axes]

@@ -27,23 +27,23 @@ def to_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
         float32 where it is read, stays as it is stored. A finite number beyond float32's range becomes its largest.
     """
     typed = onnx.shape_inference.infer_shapes(proto)
-    if not (_types(typed) & OTHERS):
+    if not (dtypes(typed) & OTHERS):
         return proto
     _rewrite(typed.graph, set(), {})
     return typed
 
 
-def _types(model: onnx.ModelProto) -> set[int]:
-    """Every type that the model's values have or are said to have."""
+def dtypes(model: onnx.ModelProto) -> set[int]:
+    """Every type that the model's values have or are said to have; not of a weight that is stored so, and cast where it is read."""
     found: set[int] = set()
     for graph in _graphs(model.graph):
         stored = _only_cast(graph)
         values = [*graph.input, *graph.output, *graph.value_info]
         found |= {v.type.tensor_type.elem_type for v in values if v.name not in stored}
         found |= {t.data_type for t in graph.initializer if t.name not in stored}
-        for node in graph.node:
-            found |= {a.i for a in node.attribute if a.name in TYPE_ATTRIBUTES}
-            found |= {a.t.data_type for a in node.attribute if a.HasField("t")}
+    for node in [n for part in (*_graphs(model.graph), *model.functions) for n in part.node]:
+        found |= {a.i for a in node.attribute if a.name in TYPE_ATTRIBUTES}
+        found |= {a.t.data_type for a in node.attribute if a.HasField("t")}
     return found
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from fewbit.errors import FewbitError
-from fewbit.graph import calibrate
+from fewbit.errors import FewbitError, first_line
+from fewbit.graph import batch, calibrate, opset, precision
+from fewbit.graph.inline import inline, name_nodes
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
@@ -19,12 +20,16 @@ def of_onnx(proto: onnx.ModelProto) -> Run:
     """The file's own graph: {input: [n, ...]} -> {output: [n, ...]}.
 
     A state of several layers, which folding turns into one input a layer, is put together again; a graph exported with batch 1 is
-    called row by row. ONNX Runtime runs it, or the specification's evaluator where ONNX Runtime lacks a kernel.
+    called row by row, and what depends on no input is given once. ONNX Runtime runs it, or the specification's evaluator where
+    ONNX Runtime lacks a kernel.
+
+    Raises (the function that is returned):
+        FewbitError: neither of the two runs it.
     """
     initializers = {t.name for t in proto.graph.initializer}
     inputs = [v for v in proto.graph.input if v.name not in initializers]
     names = [o.name for o in proto.graph.output]
-    call = _caller(proto, names)
+    call, reached = _caller(proto, names), batch.reached(proto.graph)
 
     def run(feeds: Arrays) -> Arrays:
         given = {v.name: _given(v, feeds) for v in inputs}
@@ -35,9 +40,9 @@ def of_onnx(proto: onnx.ModelProto) -> Run:
         rows = [call({k: np.take(a, [i], axis=ones[k]) if a.ndim else a for k, a in given.items()}) for i in range(count)]
         made = {}
         for k, name in enumerate(names):
-            parts = [np.asarray(r[k]) for r in rows]
+            parts = [np.asarray(r[k]) for r in (rows if name in reached else rows[:1])]
             axis = 1 if parts[0].ndim == 3 and parts[0].shape[0] > 1 and parts[0].shape[1] == 1 else 0
-            made[name] = np.concatenate([p if p.ndim else p[None] for p in parts], axis=axis)
+            made[name] = np.concatenate([p if p.ndim else p[None] for p in parts], axis=axis) if name in reached else parts[0]
         return _layers_apart(made, count)
 
     return run
@@ -70,19 +75,47 @@ def acting(module: Any) -> Iterator[None]:
 
 
 def computes_in_half(proto: onnx.ModelProto) -> bool:
-    """Are weights or what is computed of 16-bit floats?"""
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
-    return any(t.data_type in half for t in proto.graph.initializer) or any(v.type.tensor_type.elem_type in half for v in values)
+    """Is anything computed in 16-bit floats? A weight that is only stored so, and read through a Cast, is not."""
+    return bool(precision.dtypes(proto) & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
 
 def _caller(proto: onnx.ModelProto, names: list[str]) -> Callable[[Arrays], list[np.ndarray]]:
+    """ONNX Runtime, which says of some kernels only when they are run that it lacks them; then the specification's evaluator."""
+    named = onnx.ModelProto()
+    named.CopyFrom(proto)
+    runners: list[Callable[[Arrays], list[np.ndarray]]] = []
+    with contextlib.suppress(FewbitError):
+        runner = calibrate.session(name_nodes(named))
+        runners.append(lambda feeds: calibrate.run(runner, names, feeds))
+
+    def call(feeds: Arrays) -> list[np.ndarray]:
+        if runners:
+            try:
+                return runners[0](feeds)
+            except FewbitError:
+                runners.clear()
+        runners.append(_evaluator(proto, names))
+        return runners[0](feeds)
+
+    return call
+
+
+def _evaluator(proto: onnx.ModelProto, names: list[str]) -> Callable[[Arrays], list[np.ndarray]]:
+    """At opset 21: of an older BatchNormalization the evaluator computes what training does."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
     try:
-        runner = calibrate.session(proto)
-        return lambda feeds: calibrate.run(runner, names, feeds)
-    except FewbitError:
-        evaluator = ReferenceEvaluator(proto)
-        return lambda feeds: evaluator.run(names, feeds)
+        evaluator = ReferenceEvaluator(opset.convert(inline(plain)))
+    except Exception as e:
+        raise FewbitError(f"neither ONNX Runtime nor ONNX's evaluator runs the source ({first_line(e)})") from None
+
+    def call(feeds: Arrays) -> list[np.ndarray]:
+        try:
+            return evaluator.run(names, feeds)
+        except Exception as e:
+            raise FewbitError(f"neither ONNX Runtime nor ONNX's evaluator runs the source ({first_line(e)})") from None
+
+    return call
 
 
 def _given(value: onnx.ValueInfoProto, feeds: Arrays) -> np.ndarray:
