@@ -34,7 +34,7 @@ def to_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def dtypes(model: onnx.ModelProto) -> set[int]:
-    """Every type that the model's values have or are said to have; not of a weight that is stored so, and cast where it is read."""
+    """Every type that the model's values have, or are said to have; not of a weight that is only stored so and cast."""
     found: set[int] = set()
     for graph in _graphs(model.graph):
         stored = _only_cast(graph)
