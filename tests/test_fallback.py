@@ -9,6 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 import fewbit
 from fewbit import FewbitError, pipeline
+from fewbit.bench import bench
 from fewbit.engine.description import describe
 from fewbit.engine.load import quickest
 from fewbit.report.policy import Options
@@ -67,12 +68,15 @@ def test_what_nothing_runs_is_refused_with_the_engines_reason(made):
         quickest(model)
 
 
-def test_evaluate_and_diff_and_report_take_it(made):
+def test_evaluate_and_diff_and_bench_and_report_take_it(made):
     source, artifact, observations = made
     record = fewbit.evaluate(artifact, "CartPole-v1", against=source, episodes=2)
     assert record["latency_executor"] == "onnxruntime" and not record["exact"] and record["action_agreement"] > 0.97
     rows = {row.tensor: row for row in pipeline.diff(source, artifact, observations)}
     assert rows["x"].format == "int16" and rows["s"].sqnr_accumulated > 30
+    timed = bench(ir.load(artifact), [1], ["onnxruntime"])
+    assert OPERATOR in timed["skipped"]["fewbit"] and "bare_us" not in timed
+    assert {t.name: t.right for t in timed["timings"]}["onnxruntime artifact"]
     np.save(artifact.with_suffix(".npy"), observations)
     page = report(artifact, Options(source, observations=artifact.with_suffix(".npy")))
     assert "Where the error comes in" in page

@@ -52,10 +52,12 @@ def _show(found: dict[str, Any], sizes: list[int]) -> None:
     """A line a runner: microseconds, and how many times fewbit's own."""
     ours, width = found["timings"][0], 24
     heads = "".join(f"{f'batch {n}':>18}" for n in sizes)
-    streams.out(f"{'us a call, (times fewbit)':{width}}{heads}  beside its own reference")
+    streams.out(f"{f'us a call, (times {ours.name})':{width}}{heads}  beside its own reference")
     for t in found["timings"]:
         cells = "".join(f"{f'{t.us[n]:.2f} ({t.us[n] / ours.us[n]:.1f}x)':>18}" for n in sizes)
         streams.out(f"{t.name:{width}}{cells}  {t.error:.2%}" + ("" if t.right else " WRONG"))
+    if "bare_us" not in found:
+        return
     bare = "".join(f"{found['bare_us'][n]:>11.2f}       " for n in sizes)
     streams.out(f"{'C++ alone':{width}}{bare}  {found['instruction_set']}")
     streams.out(f"{'an empty call':{width}}{found['empty_call_us']:>11.3f}")
