@@ -324,11 +324,11 @@ def _is_known(node: ir.Node) -> bool:
 
 
 def _attributes(node: ir.Node, out: str | None) -> dict[str, Any]:
-    """The node's attributes; which of its outputs is meant, where it has several; a Scan's body as a program."""
+    """The node's attributes; which of its outputs is meant, where it may have several; a Scan's body as a program."""
     found = {
         k: _Lowering(a.value).program(body=True) if isinstance(a.value, ir.Graph) else a.value for k, a in node.attributes.items()
     }
-    if len(node.outputs) > 1:
+    if len(node.outputs) > 1 or node.op_type == "Split":
         found |= {"output": [o.name for o in node.outputs].index(out), "num_outputs": len(node.outputs)}
     return found
 
