@@ -11,6 +11,7 @@ from float_graphs import RNG, model, node, run, w
 from fewbit.engine import reference
 from fewbit.engine.load import load
 from fewbit.engine.lower import lower
+from fewbit.engine.program import Rescale
 from fewbit.graph import fold, read
 from fewbit.graph.qdq import Scheme
 from fewbit.graph.quantize import quantize
@@ -179,6 +180,48 @@ def test_six_hundred_float_operators_before_a_layer():
     want = run(given, x)[0]
     for executor in ("native", "reference"):
         close(want, load(read.prepare(given), executor)(x), 1e-4)
+
+
+MOVES = {
+    "Reshape": [("Reshape", ["n2x4"], {})],
+    "Flatten": [("Flatten", [], {"axis": 1})],
+    "Transpose": [("Transpose", [], {"perm": [0, 2, 1]}), ("Reshape", ["n8"], {})],
+    "Slice": [("Slice", ["zero", "two", "axis"], {}), ("Reshape", ["n8"], {})],
+    "Unsqueeze": [("Unsqueeze", ["axis"], {}), ("Squeeze", ["axis"], {}), ("Flatten", [], {})],
+    "MaxPool": [("MaxPool", [], {"kernel_shape": [1]}), ("Transpose", [], {"perm": [0, 2, 1]}), ("Flatten", [], {})],
+    "Split": [("Reshape", ["n4x2"], {}), ("Split", [], {"axis": 1, "num_outputs": 1}), ("Reshape", ["n8"], {})],
+}
+SIZES = {"n2x4": [0, 2, 4], "n4x2": [0, 4, 2], "n8": [-1, 8], "zero": [0], "two": [2], "axis": [1]}
+
+
+def moved(name: str) -> onnx.ModelProto:
+    """Gemm, Softplus, as [n, 2, 4], moved about, Gemm of the last axis; and the moved value beside it."""
+    nodes = [FIRST, node("Softplus", ["h"], ["s"]), node("Reshape", ["s", "n2x4"], ["m0"])]
+    for k, (op, sizes, attributes) in enumerate(MOVES[name]):
+        nodes.append(node(op, [f"m{k}", *sizes], [f"m{k + 1}"], **attributes))
+    last, inner = f"m{len(MOVES[name])}", 4 if name == "Reshape" else 8
+    nodes += [node("MatMul", [last, "v"], ["y"]), node("Softmax", [last], ["z"])]
+    held = {k: v for k, v in HELD.items() if k in "wb"} | {"v": w(inner, 3)}
+    sizes = {k: np.array(v) for k, v in SIZES.items() if k == "n2x4" or any(k in s for _, s, _ in MOVES[name])}
+    return model(nodes, held | sizes, ("n", 4), ["y", "z"], opset=18)
+
+
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_onnx_runtimes_optimiser_takes_signed_codes_that_are_moved(name, activations):
+    x = RNG.normal(size=(100, 4)).astype(np.float32)
+    given = moved(name)
+    artifact = made(given, x, Scheme(activations=activations))
+    runner = ort.InferenceSession(ir.to_proto(artifact).SerializeToString(), providers=["CPUExecutionProvider"])
+    others = [runner.run(None, {"x": x}), run(ir.to_proto(artifact), x)]
+    if name != "MaxPool":  # which the engine does not run
+        program = lower(artifact)
+        registers = reference.run(program, {"x": x})
+        others.append([registers[o] for o in program.outputs])
+        assert not [s for s in program.steps if isinstance(s, Rescale)]  # what was only moved is not rounded again
+    for outputs in others:
+        for want, got in zip(run(given, x), outputs, strict=True):
+            close(want, got, 0.05)
 
 
 def test_onnx_runtime_loads_what_is_written_with_its_own_rewrites():

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.graph import wide
-from fewbit.graph.edit import add_constant, const, fresh, new_node, remove_unused
+from fewbit.graph.edit import add_constant, const, new_node, remove_unused
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.graph.layers import LAYERS, MOVES, Layer, origin, readers, take_apart
+from fewbit.graph.pairs import hand_over, insert, repeat_behind_moves
 from fewbit.graph.patches import Window, window
 from fewbit.graph.weights import reads_bytes, write_weight
 from fewbit.graph.wide import SQUASHING
@@ -66,40 +67,6 @@ def _window(node: ir.Node) -> Window | None:
     return None if weight is None else window(attributes, weight.shape[2:], node.name or "")
 
 
-def _insert(
-    graph: ir.Graph, value: ir.Value, scale: np.float32, zero: int, fmt: IntFormat, users: Any, beside: bool = False
-) -> ir.Value:
-    """QuantizeLinear, DequantizeLinear between value and the given (node, index) uses; the dequantized value.
-
-    beside: the value has wide codes too; these are a second reading, and graph outputs are the other's.
-    """
-    stem = f"{value.name}.narrow" if beside else value.name
-    s = add_constant(graph, f"{stem}.scale", np.asarray(scale, np.float32))
-    z = add_constant(graph, f"{stem}.zero_point", np.asarray(zero, fmt.dtype))
-    q = new_node(graph, "QuantizeLinear", [value, s, z], f"{stem}.quantize", out=f"{stem}.codes")
-    d = new_node(graph, "DequantizeLinear", [q.outputs[0], s, z], f"{stem}.dequantize", out=f"{stem}.dequantized")
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], [q, d])
-    else:
-        graph.insert_after(producer, [q, d])
-    for node, index in users:
-        node.replace_input_with(index, d.outputs[0])
-    if not beside:
-        _hand_over(graph, value, d.outputs[0])
-    return d.outputs[0]
-
-
-def _hand_over(graph: ir.Graph, value: ir.Value, reading: ir.Value) -> None:
-    """Where value is an output of the graph, its dequantized reading is, under its name. An input is given back as it came."""
-    for k, out in enumerate(graph.outputs):
-        if out is value and not value.is_graph_input():
-            name = value.name
-            value.name = fresh(graph, f"{name}.float")
-            reading.name, reading.shape, reading.dtype = name, value.shape, value.dtype or ir.DataType.FLOAT
-            graph.outputs[k] = reading
-
-
 def write(
     model: ir.Model, ranges: dict[str, Estimator], scheme: Scheme, statistics: dict[str, Statistics] | None = None
 ) -> ir.Model:
@@ -111,13 +78,12 @@ def write(
     names = {id(layer): layer.x.name or "" for layer in shape.layers}
     read_scales = [_quantize_input(graph, layer, ranges, scheme, done) for layer in shape.layers]
     for one in widened:
-        _insert(
-            graph, one.value, one.scale, 0, INTEGERS["int16"], [u for u in one.value.uses() if u[0].op_type != "QuantizeLinear"]
-        )
+        users = [u for u in one.value.uses() if u[0].op_type != "QuantizeLinear"]
+        insert(graph, one.value, one.scale, 0, INTEGERS["int16"], users)
     if squash_exit is not None:
         end, function = squash_exit
         _quantize_root(graph, function, ranges, done)
-        _insert(graph, end, np.float32(2.0**-15), 0, INTEGERS["int16"], list(end.uses()))
+        insert(graph, end, np.float32(2.0**-15), 0, INTEGERS["int16"], list(end.uses()))
     formats, seen = dict(scheme.layers), statistics or {}
     for layer, scale in zip(shape.layers, read_scales, strict=True):
         fmt = INTEGERS[formats.get(layer.node.name or "", scheme.weights)]
@@ -125,6 +91,7 @@ def write(
             fmt = INTEGERS["int16"]  # a layer that other runtimes run in float: as good as its own weights
         limited = scheme.target in SATURATING and fmt.bits <= 8 and reads_bytes(layer.node)
         write_weight(graph, layer.node, scale, fmt, scheme.method, limited, seen.get(names[id(layer)]))
+    repeat_behind_moves(graph)
     remove_unused(graph)
     return model
 
@@ -167,7 +134,7 @@ def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator
     flat = all(_flat_beyond_8(node, value) or (node is None and value is root) for node, value in readers(root))
     scale = np.float32(2.0**-12) if flat else affine.power_of_two_scale(1.25 * high, fmt)
     done[root] = scale
-    _insert(
+    insert(
         graph, root, scale, 0, fmt, list(root.uses()), flat and root.is_graph_output()
     )  # the graph gives back what is not squashed yet
 
@@ -202,7 +169,7 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
             return pixels[1]
         fmt = INTEGERS[scheme.inputs]
         scale = affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
-        _insert(graph, source, scale, 0, fmt, users)
+        insert(graph, source, scale, 0, fmt, users)
         return scale
     function = layer.function
     if function is not None and [n.op_type for n in function.nodes] == ["Relu"]:
@@ -212,7 +179,7 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
             reading = _saturated(graph, function.root, relu, scale, INTEGERS[scheme.activations], users, done)
             if relu.outputs[0] not in done:
-                _hand_over(graph, relu.outputs[0], reading)
+                hand_over(graph, relu.outputs[0], reading)
             if not relu.outputs[0].uses():
                 graph.remove(relu, safe=True)
             return scale
@@ -224,7 +191,7 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
     else:
         found = affine.asymmetric_scale(*estimator.range(signed, False), signed)
         scale, zero = np.float32(found[0]), int(found[1])
-    _insert(graph, source, scale, zero, signed, users, source in done)
+    insert(graph, source, scale, zero, signed, users, source in done)
     return scale
 
 
@@ -240,12 +207,12 @@ def _saturated(
     """The reading of root's codes, none of them below zero (S4), given to users; quantized before it is moved where that does."""
     made = origin(root)
     if made is not root and made not in done and [node for node, _ in readers(made)] == [relu]:
-        _insert(graph, made, scale, 0, fmt, list(made.uses()))
+        insert(graph, made, scale, 0, fmt, list(made.uses()))
         for node, index in users:
             node.replace_input_with(index, root)
         return root
     beside = root in done or root.is_graph_output()  # which gives what stands before the ReLU
-    return _insert(graph, root, scale, 0, fmt, users, beside)
+    return insert(graph, root, scale, 0, fmt, users, beside)
 
 
 def _pixels(source: ir.Value) -> tuple[ir.Value, np.float32] | None:
