@@ -212,3 +212,21 @@ def test_a_source_that_nothing_runs_is_one_line_of_our_own():
     node = helper.make_node("Strange", ["x"], ["y"], domain="nobody's")
     with pytest.raises(FewbitError, match="^neither ONNX Runtime nor ONNX's evaluator runs the source [^\n]*$"):
         original.of_onnx(of_kind(TensorProto.FLOAT, [node], {}))({"x": OBSERVATIONS})
+def test_an_artifact_that_onnx_runtimes_optimiser_refuses_is_refused(tmp_path):
+    """Signed codes that are moved once and written once: sound, and more than ONNX Runtime's own rewrites can do."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-99, 99, (3, 8)).astype(np.int8)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 2, 4]), ("y", ["n", 3])))
+    held = {"s": np.float32(0.03), "z": np.int8(3), "t": np.array([-1, 8]), "w": codes, "ws": np.float32(0.01), "wz": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("Reshape", ["d", "t"], ["r"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["v"]),
+        helper.make_node("Gemm", ["r", "v"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.asarray(v), k) for k, v in held.items()])
+    artifact = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    feeds = {"x": rng.normal(size=(20, 2, 4)).astype(np.float32)}
+    with pytest.raises(FewbitError, match="ONNX Runtime's optimiser does not take the artifact .* nothing is written"):
+        verification.verify_artifact(artifact, artifact, feeds)
