@@ -244,6 +244,30 @@ Step make_mean(Arguments& a, Program& p) {
   };
 }
 
+// x [count][inner] -> y [count][inner]: the softmax of each vector, or its logarithm
+Step make_softmax(Arguments& a, Program& p) {
+  const int x = a.reg(), y = a.reg();
+  const Register &rx = p.reg(x), &ry = p.reg(y);
+  const bool logarithm = a.integer(0, 1) == 1;
+  need(rx.type == Type::f32 && ry.type == Type::f32 && alike(rx, ry) && !rx.constant, "a softmax");
+  const Place from = p.place(x), to = p.place(y);
+  const int count = rx.count, inner = rx.inner, x_stride = rx.stride, y_stride = ry.stride;
+  return [=](const Frame& f) {
+    const auto* in = reinterpret_cast<const float*>(from.at(f));
+    auto* out = reinterpret_cast<float*>(to.at(f));
+    for (ptrdiff_t k = 0; k < f.rows * count; k++, in += x_stride, out += y_stride) {
+      float most = in[0];
+      for (int i = 1; i < inner; i++) most = in[i] > most ? in[i] : most;  // taken away, so that no exponential overflows
+      double sum = 0;
+      for (int i = 0; i < inner; i++) sum += std::exp((double)in[i] - most);
+      for (int i = 0; i < inner; i++) {
+        const double moved = (double)in[i] - most;
+        out[i] = (float)(logarithm ? moved - std::log(sum) : std::exp(moved) / sum);
+      }
+    }
+  };
+}
+
 template <class F>
 void number(Type t, F f) {
   switch (t) {
@@ -283,7 +307,7 @@ constexpr Maker MAKERS[] = {  // fewbit/engine/native.py numbers them
     make_copy, make_quantize, make_linear, make_linear_floats, make_table, make_lookup, make_rescale,
     [](Arguments& a, Program& p) { return make_pair(a, p, true); },
     [](Arguments& a, Program& p) { return make_pair(a, p, false); },
-    make_dequantize, make_binary, make_unary, make_argmax, make_mean, make_cast,
+    make_dequantize, make_binary, make_unary, make_argmax, make_mean, make_cast, make_softmax,
 };
 
 }  // namespace

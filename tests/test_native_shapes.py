@@ -69,3 +69,11 @@ def test_a_constant_action_is_refused():
     given = model([node("Identity", ["b"], ["y"]), node("Relu", ["x"], ["z"])], HELD, ("n", 3, 4), ["y", "z"])
     with pytest.raises(FewbitError, match="output y is a constant"):
         load(read.prepare(given))
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [1, 2, 3, -2])
+def test_a_softmax_over_any_axis_is_onnx_runtimes_and_never_overflows(op, axis):
+    given = model([node(op, ["x"], ["y"], axis=axis)], {}, ("n", 3, 4, 5))
+    x = RNG.normal(size=(7, 3, 4, 5)).astype(np.float32) * 300
+    np.testing.assert_allclose(load(read.prepare(given), "native")(x), run(given, x)[0], rtol=1e-5, atol=1e-6)

@@ -94,7 +94,9 @@ CASES = {
          node("Add", ["p", "b"], ["h"]), node("Relu", ["h"], ["q"]), node("ReduceMean", ["q", "axis"], ["r"], keepdims=0), LAST],
         HELD | {"m": w(4, 8), "axis": np.array([1])}, ["y"],
     ),
-    "a split into one": ([FIRST, node("Softplus", ["h"], ["s"]), node("Split", ["s"], ["r"], axis=1, num_outputs=1), LAST], HELD, ["y"]),
+    "a split into one": (
+        [FIRST, node("Softplus", ["h"], ["s"]), node("Split", ["s"], ["r"], axis=1, num_outputs=1), LAST], HELD, ["y"],
+    ),
     "a shape that is computed from a hidden value": (
         [FIRST, node("Relu", ["h"], ["q"]), node("Shape", ["q"], ["s"]), node("Slice", ["s", "zero", "one"], ["n"]),
          node("Concat", ["n", "sizes"], ["t"], axis=0), node("Reshape", ["q", "t"], ["c"]),

@@ -185,6 +185,8 @@ class _Flattener(Registers):
             "Conv": self._conv,
             "ArgMax": self._argmax,
             "ReduceMean": self._mean,
+            "Softmax": self._softmax,
+            "LogSoftmax": self._softmax,
         }
         if op not in special:
             raise Unsupported(f"value {step.out}: operator {op} is not run by the engine")
@@ -323,21 +325,32 @@ class _Flattener(Registers):
 
     def _reduce(self, operation: str, step: Float, axes: tuple[int, ...]) -> Register:
         """ArgMax or mean over the axes, which are moved last."""
+        source, _ = self._moved_last(step, axes)
+        out = self._new(self._shape(step.out), self.one[step.out].dtype, self._layout(1, source.layout.count))
+        self._step(operation, (source.id, out.id))
+        return out
+
+    def _moved_last(self, step: Float, axes: tuple[int, ...]) -> tuple[Register, np.ndarray]:
+        """(the first input as vectors over these axes, the numbers of its elements in that order)."""
         x, rank = self._need(step.inputs[0]), len(self.one[step.inputs[0]].shape)
         axes = tuple(a % rank for a in axes)
         if 0 in axes:
             raise Unsupported(f"value {step.out}: {step.op} over the batch is not run by the engine")
         kept = [a for a in range(1, rank) if a not in axes]
-        numbers = np.arange(x.layout.elements).reshape(1, *x.shape).transpose([0, *kept, *axes])
+        numbers = np.arange(x.layout.elements).reshape(1, *x.shape).transpose([0, *kept, *axes]).reshape(-1)
         count = max(int(np.prod([x.shape[a - 1] for a in kept])), 1)
-        inner = x.layout.elements // count
-        ordered = np.array_equal(numbers.reshape(-1), np.arange(x.layout.elements))
-        source = (
-            self._vectors(x, count) if ordered else self._copied([(x, numbers.reshape(-1))], x.shape, self._layout(count, inner))
-        )
-        out = self._new(self._shape(step.out), self.one[step.out].dtype, self._layout(1, count))
-        self._step(operation, (source.id, out.id))
-        return out
+        if np.array_equal(numbers, np.arange(x.layout.elements)):
+            return self._vectors(x, count), numbers
+        return self._copied([(x, numbers)], x.shape, self._layout(count, x.layout.elements // count)), numbers
+
+    def _softmax(self, step: Float) -> Register:
+        """Over one axis, which is moved last and back again."""
+        source, numbers = self._moved_last(step, (step.attributes.get("axis", -1),))
+        shape, layout = self._shape(step.out), self._layout(source.layout.count, source.layout.inner)
+        out = self._new(shape, self.one[step.out].dtype, layout)
+        self._step("softmax", (source.id, out.id), int(step.op == "LogSoftmax"))
+        back = np.argsort(numbers)
+        return out if (np.diff(numbers) == 1).all() else self._copied([(out, back)], shape)
 
 
 def layer_arguments(step: Linear, weight: np.ndarray) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ OPERATIONS = ["copy", "quantize", "linear", "linear_floats", "table", "lookup", 
     "argmax",
     "mean",
     "cast",
+    "softmax",
 ]  # in the order of steps.cpp
 
 
