@@ -112,6 +112,41 @@ def test_every_output_is_the_float_networks(name):
     same(model(nodes, arrays, ("n", 4), outputs), RNG.normal(size=(200, 4)).astype(np.float32))
 
 
+DEAD = {"never": np.full(8, -50, np.float32)}  # what it is added to is zero behind a ReLU in every row
+SILENT = [FIRST, node("Relu", ["h"], ["p"]), node("Gemm", ["x", "w", "never"], ["g"], transB=1), node("Relu", ["g"], ["q"])]
+BOTH = [*SILENT, node("Elu", ["q"], ["e"])]
+ZEROS = {
+    "a part of a Concat": ([*BOTH, node("Concat", ["p", "e"], ["y"], axis=1)], {}),
+    "a part of a Concat that a layer reads": (
+        [*BOTH, node("Concat", ["e", "p"], ["c"], axis=1), node("Gemm", ["c", "v", "d"], ["y"], transB=1)],
+        {"v": w(3, 16), "d": w(3)},
+    ),
+    "every part": ([*BOTH, node("Concat", ["q", "e"], ["c"], axis=1), node("Gemm", ["c", "v", "d"], ["y"], transB=1)],
+                   {"v": w(3, 16), "d": w(3)}),
+    "a summand": ([*BOTH, node("Add", ["e", "p"], ["r"]), LAST], {}),
+    "a factor of a summand": ([*BOTH, node("Mul", ["e", "p"], ["m"]), node("Sub", ["p", "m"], ["r"]), LAST], {}),
+    "what a function is of": (
+        [*SILENT[:2], node("Gemm", ["x", "none", "none8"], ["g"], transB=1), node("Softplus", ["g"], ["s"]),
+         node("Mul", ["s", "p"], ["r"]), LAST], {"none": np.zeros((8, 4), np.float32), "none8": np.zeros(8, np.float32)},
+    ),
+    "a layer's input": ([*SILENT, node("Gemm", ["q", "v", "d"], ["z"], transB=1), node("Add", ["z", "x3"], ["y"])], {"x3": w(3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1e-4, 1, 1e3])
+@pytest.mark.parametrize("name", ZEROS)
+def test_what_is_zero_in_every_row_costs_the_others_nothing(name, size):
+    nodes, more = ZEROS[name]
+    held = HELD | DEAD | more
+    held |= {k: held[k] * np.float32(size) for k in "wb"}
+    x = RNG.normal(size=(200, 4)).astype(np.float32)
+    if size > 1:
+        held["never"] = held["never"] * np.float32(size)
+    given = model(nodes, {k: v for k, v in held.items() if any(k in n.input for n in nodes)}, ("n", 4))
+    assert np.ptp(run(given, x)[0]) > 0 or name in ("every part", "a layer's input")
+    same(given, x)
+
+
 def test_indices_that_are_joined_stay_integers():
     nodes = [FIRST]
     for k in range(2):

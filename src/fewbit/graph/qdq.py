@@ -130,7 +130,7 @@ def _quantize_root(graph: ir.Graph, function: Chain, ranges: dict[str, Estimator
     if root in done:
         return
     fmt = INTEGERS["int16"]
-    high = ranges[root.name or ""].range(fmt, True)[1]
+    high = wide.range_of(ranges[root.name or ""], fmt, True)[1]
     flat = all(_flat_beyond_8(node, value) or (node is None and value is root) for node, value in readers(root))
     scale = np.float32(2.0**-12) if flat else affine.power_of_two_scale(1.25 * high, fmt)
     done[root] = scale
@@ -168,14 +168,14 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
             _read_pixels(graph, *pixels, users)
             return pixels[1]
         fmt = INTEGERS[scheme.inputs]
-        scale = affine.power_of_two_scale(2 * estimator.range(fmt, True)[1], fmt)  # unseen states reach twice as far
+        scale = affine.power_of_two_scale(2 * wide.range_of(estimator, fmt, True)[1], fmt)  # unseen states reach twice as far
         insert(graph, source, scale, 0, fmt, users)
         return scale
     function = layer.function
     if function is not None and [n.op_type for n in function.nodes] == ["Relu"]:
         relu = function.nodes[0]
         if scheme.activations.startswith("uint"):
-            high = estimator.range(INTEGERS[scheme.activations], False)[1]
+            high = wide.range_of(estimator, INTEGERS[scheme.activations], False)[1]
             scale = np.float32(affine.asymmetric_scale(0.0, high, INTEGERS[scheme.activations])[0])
             reading = _saturated(graph, function.root, relu, scale, INTEGERS[scheme.activations], users, done)
             if relu.outputs[0] not in done:
@@ -189,7 +189,7 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
     if function is not None and function.nodes and function.nodes[-1].op_type == "Tanh" and signed.bits == 8:
         scale, zero = np.float32(2.0**-7), 0
     else:
-        found = affine.asymmetric_scale(*estimator.range(signed, False), signed)
+        found = affine.asymmetric_scale(*wide.range_of(estimator, signed, False), signed)
         scale, zero = np.float32(found[0]), int(found[1])
     insert(graph, source, scale, zero, signed, users, source in done)
     return scale

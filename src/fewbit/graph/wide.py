@@ -1,7 +1,8 @@
 """16 bits for what meets other values: the operands and results of joins, and what is remembered (S5, S8).
 
 One scale a value, a power of two: 2^-15 for what cannot exceed 1, 2^-12 for what is only squashed next (S6), the calibrated range
-otherwise. A state enters and leaves on one scale, so that every code comes back.
+otherwise. A state enters and leaves on one scale, so that every code comes back. A value that was zero in every row says nothing
+of its scale: it takes that of what it meets.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from fewbit.graph.edit import const
 from fewbit.graph.elementwise import chain
 from fewbit.graph.layers import LAYERS, Shape, origin, readers
 from fewbit.numerics import affine
-from fewbit.numerics.formats import INTEGERS
+from fewbit.numerics.formats import INTEGERS, IntFormat
 from fewbit.numerics.ranges import Estimator
 
 SQUASHING = {"Tanh", "Sigmoid"}
 INT16 = INTEGERS["int16"]
 UNIT, SQUASHED = np.float32(2.0**-15), np.float32(2.0**-12)
+UNSEEN = 8.0  # the magnitude that is provided for where nothing but zero was seen
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,45 @@ def values(graph: ir.Graph, shape: Shape) -> list[ir.Value]:
 
 def plan(graph: ir.Graph, shape: Shape, ranges: dict[str, Estimator]) -> list[Wide]:
     """Every such value with its scale."""
-    scales: dict[ir.Value, np.float32] = {}
+    scales: dict[ir.Value, np.float32 | None] = {}  # None: nothing but zero was seen
     partner = _partners(graph, shape)
     for value in values(graph, shape):
         scales[value] = scales.get(partner.get(value, value)) or _scale(graph, value, shape, ranges, partner)
     for join in shape.joins:
         if join.op_type == "Concat":
-            scales[join.outputs[0]] = max(scales[origin(i)] for i in join.inputs if i is not None and const(i) is None)
-    return [Wide(v, s) for v, s in scales.items()]
+            scales[join.outputs[0]] = _largest(scales, _operands(join))
+        if join.op_type != "Mul":
+            _give_unseen(scales, partner, [*_operands(join), join.outputs[0]])
+    return [Wide(v, affine.power_of_two_scale(UNSEEN, INT16) if s is None else s) for v, s in scales.items()]
+
+
+def _operands(join: ir.Node) -> list[ir.Value]:
+    return [origin(i) for i in join.inputs if i is not None and const(i) is None]
+
+
+def _largest(scales: dict[ir.Value, np.float32 | None], values: list[ir.Value]) -> np.float32 | None:
+    return max((s for v in values if (s := scales[v]) is not None), default=None)
+
+
+def _give_unseen(scales: dict[ir.Value, np.float32 | None], partner: dict[ir.Value, ir.Value], met: list[ir.Value]) -> None:
+    """The largest scale of those that meet to those that have none; to a state's other end with it."""
+    found = _largest(scales, met)
+    for value in met:
+        if scales[value] is None:
+            scales |= {v: found for v in (value, partner.get(value, value)) if v in scales}
+
+
+def range_of(estimator: Estimator, fmt: IntFormat, symmetric: bool) -> tuple[float, float]:
+    """(low, high) that the estimator gives; UNSEEN where it saw nothing but zero."""
+    low, high = estimator.range(fmt, symmetric)
+    if is_seen(max(-low, high), fmt):
+        return low, high
+    return -UNSEEN if fmt.signed else 0.0, UNSEEN
+
+
+def is_seen(high: float, fmt: IntFormat) -> bool:
+    """Is it a magnitude that a scale can be taken from, not zero or as good as zero?"""
+    return high / fmt.quant_max >= affine.TINY
 
 
 def _partners(graph: ir.Graph, shape: Shape) -> dict[ir.Value, ir.Value]:
@@ -63,7 +96,7 @@ def _partners(graph: ir.Graph, shape: Shape) -> dict[ir.Value, ir.Value]:
     return dict(pairs) | {o: i for i, o in pairs}
 
 
-def _scale(graph: ir.Graph, value: ir.Value, shape: Shape, ranges: dict[str, Estimator], partner: dict) -> np.float32:
+def _scale(graph: ir.Graph, value: ir.Value, shape: Shape, ranges: dict[str, Estimator], partner: dict) -> np.float32 | None:
     pair = [value, partner[value]] if value in partner else [value]
     if _bounded(value, partner):
         return UNIT
@@ -73,7 +106,7 @@ def _scale(graph: ir.Graph, value: ir.Value, shape: Shape, ranges: dict[str, Est
         return SQUASHED
     high = max(ranges[v.name or ""].range(INT16, True)[1] for v in pair)
     unseen = 2.0 if value in partner or made is None or not shape.is_root(value) else 1.25
-    return affine.power_of_two_scale(unseen * high, INT16)
+    return affine.power_of_two_scale(unseen * high, INT16) if is_seen(high, INT16) else None
 
 
 def _bounded(value: ir.Value, partner: dict[ir.Value, ir.Value]) -> bool:
