@@ -97,6 +97,12 @@ CASES = {
     "a split into one": (
         [FIRST, node("Softplus", ["h"], ["s"]), node("Split", ["s"], ["r"], axis=1, num_outputs=1), LAST], HELD, ["y"],
     ),
+    "a shape of a part of the sizes": (
+        [FIRST, node("Shape", ["h"], ["s"], end=1), node("Shape", ["h"], ["t"], start=-1), node("Div", ["t", "two"], ["half"]),
+         node("Concat", ["s", "two", "half"], ["c"], axis=0), node("Reshape", ["h", "c"], ["r"]),
+         node("MatMul", ["r", "v"], ["y"])],
+        {"w": HELD["w"], "b": HELD["b"], "two": np.array([2]), "v": w(4, 3)}, ["y"],
+    ),
     "a shape that is computed from a hidden value": (
         [FIRST, node("Relu", ["h"], ["q"]), node("Shape", ["q"], ["s"]), node("Slice", ["s", "zero", "one"], ["n"]),
          node("Concat", ["n", "sizes"], ["t"], axis=0), node("Reshape", ["q", "t"], ["c"]),

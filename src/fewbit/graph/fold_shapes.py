@@ -10,7 +10,21 @@ from fewbit.graph.infer import rank
 
 def fold_shapes(graph: ir.Graph) -> bool:
     """Known sizes become constants; a Reshape with one unknown size gets -1 for it. True where something changed."""
-    return any([_size(graph, node) or _target(graph, node) or _widened(graph, node) for node in list(graph)])
+    steps = (_sizes, _size, _target, _widened)
+    return any([any(step(graph, node) for step in steps) for node in list(graph)])
+
+
+def _sizes(graph: ir.Graph, node: ir.Node) -> bool:
+    """A Shape of which every size that it gives is known: of what lies behind the batch."""
+    source = node.inputs[0] if node.op_type == "Shape" and not node.outputs[0].is_graph_output() else None
+    if source is None or source.shape is None:
+        return False
+    start, end = (node.attributes[k].value if k in node.attributes else None for k in ("start", "end"))
+    known = list(source.shape)[start:end]
+    if not all(isinstance(k, int) for k in known):
+        return False
+    replace_node(graph, node, add_constant(graph, f"{node.outputs[0].name}.known", np.array(known, np.int64)))
+    return True
 
 
 def _size(graph: ir.Graph, node: ir.Node) -> bool:
