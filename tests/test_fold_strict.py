@@ -313,9 +313,10 @@ def test_what_draws_or_learns_is_refused(nodes, why):
         fold.fold(read.prepare(given))
 
 
-def test_a_dense_layer_of_unknown_size_is_refused_by_name():
-    given = model([node("MatMul", ["x", "w"], ["y"], name="over")], {"w": w(4, 3)}, ("n", "tokens", 4))
-    with pytest.raises(FewbitError, match="node over: a MatMul of x .*tokens.* fixed sizes"):
+@pytest.mark.parametrize(("name", "called"), [("over", "over"), ("", "y")])
+def test_a_dense_layer_of_unknown_size_is_refused_by_its_name_or_its_outputs(name, called):
+    given = model([node("MatMul", ["x", "w"], ["y"], name=name)], {"w": w(4, 3)}, ("n", "tokens", 4))
+    with pytest.raises(FewbitError, match=f"node {called}: a MatMul of x .*tokens.* fixed sizes"):
         fold.fold(read.prepare(given))
 
 

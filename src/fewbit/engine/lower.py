@@ -39,7 +39,7 @@ from fewbit.engine.program import (
 from fewbit.engine.state import states
 from fewbit.errors import FewbitError, Unsupported
 from fewbit.graph import patches
-from fewbit.graph.edit import const
+from fewbit.graph.edit import const, label
 from fewbit.graph.elementwise import Chain, chain
 from fewbit.numerics import semantics, unary
 from fewbit.numerics.formats import IntFormat
@@ -238,7 +238,7 @@ class _Lowering:
         assert gemm.inputs[0] is not None
         alpha = [gemm.attributes[k].value for k in ("alpha", "beta") if k in gemm.attributes]
         if any(v != 1.0 for v in alpha) or ("transA" in gemm.attributes and gemm.attributes["transA"].value):
-            raise Unsupported(f"node {gemm.name}: a quantized Gemm with alpha, beta or transA is not run by the engine")
+            raise Unsupported(f"node {label(gemm)}: a quantized Gemm with alpha, beta or transA is not run by the engine")
         x, (weight, sw, zw) = self._integral(gemm.inputs[0]), weight_of(gemm)
         name = (gemm if q is None else q).outputs[0].name or ""
         source, out = x.register, name
@@ -303,14 +303,14 @@ class _Lowering:
     def _quantize(self, source: ir.Value, q: ir.Node) -> str:
         scale, zero = scale_of(q)
         if scale.size != 1:
-            raise Unsupported(f"node {q.name}: an activation with a scale per channel is not run by the engine")
+            raise Unsupported(f"node {label(q)}: an activation with a scale per channel is not run by the engine")
         x = self.floats(source)
         self.exact &= x not in self.integer
         return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
     def _float(self, node: ir.Node, out: str) -> str:
         if not _is_known(node):
-            raise Unsupported(f"node {node.name or out}: operator {node.op_type} is not run by the engine")
+            raise Unsupported(f"node {label(node)}: operator {node.op_type} is not run by the engine")
         if node.op_type == "Cast":
             cast_type(_attributes(node, out))
         inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)

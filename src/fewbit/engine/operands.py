@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from fewbit.engine.float_ops import MOVES
 from fewbit.errors import FewbitError, Unsupported
-from fewbit.graph.edit import const
+from fewbit.graph.edit import const, label
 from fewbit.graph.strip import floats
 from fewbit.numerics.formats import INTEGERS, IntFormat
 
@@ -57,11 +57,11 @@ def scale_of(node: ir.Node) -> tuple[np.ndarray, int]:
     scale = const(node.inputs[1])
     zero = const(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
     if scale is None or zero is None or scale.dtype != np.float32:
-        raise FewbitError(f"node {node.name}: its scale and zero point must be constants, the scale float32")
+        raise FewbitError(f"node {label(node)}: its scale and zero point must be constants, the scale float32")
     if not (np.isfinite(scale) & (scale > 0)).all():
-        raise FewbitError(f"node {node.name}: a scale is zero, negative or not finite; the file is damaged")
+        raise FewbitError(f"node {label(node)}: a scale is zero, negative or not finite; the file is damaged")
     if zero.size > 1 and np.ptp(zero.astype(np.int64)):
-        raise Unsupported(f"node {node.name}: zero points that differ by channel are not run by this engine")
+        raise Unsupported(f"node {label(node)}: zero points that differ by channel are not run by this engine")
     return scale.reshape(()) if scale.size == 1 else scale, int(zero.reshape(-1)[0])
 
 
@@ -75,7 +75,7 @@ def format_of(node: ir.Node) -> IntFormat:
     fmt = _FORMAT_OF.get(zero.dtype) if zero is not None else INTEGERS["uint8"]
     if fmt is None:
         dtype = "?" if zero is None else zero.dtype
-        raise Unsupported(f"node {node.name}: quantization to {dtype} is not run by the engine")
+        raise Unsupported(f"node {label(node)}: quantization to {dtype} is not run by the engine")
     return fmt
 
 
@@ -110,10 +110,10 @@ def weight_of(gemm: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
     turned = bool(gemm.attributes["transB"].value) if "transB" in gemm.attributes else gemm.op_type == "Conv"
     axis = int(w.attributes["axis"].value) if "axis" in w.attributes else 1
     if (weight.ndim != 2 and gemm.op_type != "Conv") or (scale.size > 1 and axis % 2 != (0 if turned else 1)):
-        raise Unsupported(f"node {gemm.name}: a weight {weight.shape} with scales along axis {axis} is not run by the engine")
+        raise Unsupported(f"node {label(gemm)}: a weight {weight.shape} with scales along axis {axis} is not run by the engine")
     weight = plain(weight if turned else weight.T)
     if scale.size not in (1, len(weight)) or weight.dtype.itemsize > 2 or (weight.dtype.itemsize == 2 and zero):
-        raise FewbitError(f"node {gemm.name}: weight {weight.dtype} {weight.shape} and scale {scale.shape} do not fit together")
+        raise FewbitError(f"node {label(gemm)}: weight {weight.dtype} {weight.shape} and scale {scale.shape} do not fit together")
     return np.ascontiguousarray(weight), scale.reshape(-1), zero
 
 
@@ -131,5 +131,5 @@ def bias_of(gemm: ir.Node, rows: np.ndarray) -> np.ndarray:
         else False
     )
     if bias.shape != (len(rows),) or zero or not fits:
-        raise Unsupported(f"node {gemm.name}: its bias {bias.shape} is not on the scale of the accumulator (S2)")
+        raise Unsupported(f"node {label(gemm)}: its bias {bias.shape} is not on the scale of the accumulator (S2)")
     return bias

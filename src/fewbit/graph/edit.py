@@ -15,6 +15,11 @@ def const(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
+def label(node: ir.Node) -> str:
+    """What a line calls a node by: its name, or that of what it makes, where it has none."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
+
+
 def fresh(graph: ir.Graph, stem: str) -> str:
     """A name that no value, node or initializer of the graph or of its subgraphs has: stem, or stem with a number behind it."""
     if graph not in _TAKEN:

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fewbit.errors import FewbitError, first_line
 from fewbit.graph import read
-from fewbit.graph.edit import add_constant, const, replace_node, replace_value
+from fewbit.graph.edit import add_constant, const, label, replace_node, replace_value
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -82,9 +82,9 @@ def _computed(node: ir.Node) -> list[np.ndarray]:
         for out in onnx.shape_inference.infer_shapes(one, data_prop=True).graph.output:
             count = math.prod(d.dim_value for d in out.type.tensor_type.shape.dim)
             if count > read.MAX_ELEMENTS:
-                raise FewbitError(f"node {node.name} ({node.op_type}) makes a constant of {count} elements; export it again")
+                raise FewbitError(f"node {label(node)} ({node.op_type}) makes a constant of {count} elements; export it again")
         return list(ReferenceEvaluator(one).run(None, feeds))
     except FewbitError:
         raise
     except Exception as e:
-        raise FewbitError(f"node {node.name} ({node.op_type}) cannot be computed ({first_line(e)}); export it again") from None
+        raise FewbitError(f"node {label(node)} ({node.op_type}) cannot be computed ({first_line(e)}); export it again") from None

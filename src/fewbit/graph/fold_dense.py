@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant, const, new_node, replace_node
+from fewbit.graph.edit import add_constant, const, label, new_node, replace_node
 from fewbit.graph.infer import rank, size
 
 
@@ -38,7 +38,7 @@ def refuse_left(node: ir.Node) -> None:
     if weight is not None and weight.dtype.kind == "f":
         x = node.inputs[0]
         name, shape = (x.name, x.shape or "") if x is not None else ("", "")
-        raise FewbitError(f"node {node.name}: a MatMul of {name} {shape}, whose shape is not fixed; export it with fixed sizes")
+        raise FewbitError(f"node {label(node)}: a MatMul of {name} {shape}, whose shape is not fixed; export it with fixed sizes")
 
 
 def plain_gemm(node: ir.Node | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant, const, fresh, give_up, replace_value
+from fewbit.graph.edit import add_constant, const, fresh, give_up, label, replace_value
 from fewbit.graph.fold_moves import is_one, places
 
 GATES = {"LSTM": 4, "GRU": 3}
@@ -59,7 +59,7 @@ def remembered(graph: ir.Graph) -> dict[str, str]:
 def refuse(node: ir.Node) -> None:
     why = problem(node) or "a state that is not read layer by layer"
     raise FewbitError(
-        f"node {node.name}: {node.op_type} with {why} is no step of a policy; "
+        f"node {label(node)}: {node.op_type} with {why} is no step of a policy; "
         "export one step, its state an input and an output, or use --method dynamic"
     )
 

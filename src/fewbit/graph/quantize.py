@@ -9,7 +9,7 @@ import onnx_ir as ir
 from fewbit import solvers
 from fewbit.errors import FewbitError
 from fewbit.graph import calibrate, dynamic, equalize, half, qdq
-from fewbit.graph.edit import const
+from fewbit.graph.edit import const, label
 from fewbit.graph.layers import layers
 from fewbit.numerics.ranges import Estimator
 from fewbit.solvers.statistics import Statistics
@@ -45,9 +45,9 @@ def _check(original: ir.Model) -> None:
         weight = node.inputs[1]
         producer = None if weight is None else weight.producer()
         if producer is not None and producer.op_type == "DequantizeLinear":
-            raise FewbitError(f"node {node.name}: is quantized already; give the float network that it was made from")
+            raise FewbitError(f"node {label(node)}: is quantized already; give the float network that it was made from")
         if weight is None or const(weight) is None:
-            raise FewbitError(f"node {node.name}: a weight that is computed at run time cannot be quantized")
+            raise FewbitError(f"node {label(node)}: a weight that is computed at run time cannot be quantized")
 
 
 def quantize(original: ir.Model, feeds: dict[str, np.ndarray], scheme: qdq.Scheme) -> tuple[ir.Model, dict[str, list[int]]]:

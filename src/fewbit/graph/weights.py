@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from fewbit import solvers
 from fewbit.errors import FewbitError
-from fewbit.graph.edit import add_constant, const, new_node
+from fewbit.graph.edit import add_constant, const, label, new_node
 from fewbit.graph.layers import origin
 from fewbit.numerics import affine, semantics
 from fewbit.numerics.formats import IntFormat
@@ -29,7 +29,7 @@ def write_weight(
         bias = np.zeros(len(weight), np.float32)
         gemm.resize_inputs(3)
     if weight is None or bias is None:
-        raise FewbitError(f"node {gemm.name}: a weight that is computed at run time cannot be quantized")
+        raise FewbitError(f"node {label(gemm)}: a weight that is computed at run time cannot be quantized")
     stem = (gemm.inputs[1].name or gemm.name) if gemm.inputs[1] is not None else gemm.name
     affine.check_finite(weight, f"weight {stem}")
     found, scale = _solved(weight, bias, scale_input, fmt, method, limited, statistics)
