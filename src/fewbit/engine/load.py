@@ -67,8 +67,8 @@ def _instead(model: ir.Model, reason: str) -> Policy:
         return _onnxruntime(model)
     except ImportError:
         raise FewbitError(f"{reason}, and ONNX Runtime is not installed; run: pip install onnxruntime") from None
-    except FewbitError:
-        raise FewbitError(f"{reason}, and ONNX Runtime does not run this graph either") from None
+    except FewbitError as e:
+        raise FewbitError(f"{reason}; ONNX Runtime, which could run it instead, refuses the graph: {e}") from None
 
 
 def _over_engine(program: Program, engine: Any) -> Policy:
@@ -96,7 +96,11 @@ def _reference(program: Program) -> Policy:
 def _onnxruntime(model: ir.Model) -> Policy:
     from fewbit.graph import calibrate
 
-    runner = calibrate.session(ir.to_proto(model))
+    proto = ir.to_proto(model)
+    try:
+        runner = calibrate.session(proto)
+    except FewbitError:
+        runner = calibrate.session(proto, optimise=False)  # its own rewrites fail on some graphs that it runs as they are
     kinds = {v.name or "": np.dtype(np.float32) if v.dtype is None else v.dtype.numpy() for v in model.graph.inputs}
     shapes = {i.name: tuple(i.shape[1:]) for i in runner.get_inputs()}
     names = [o.name for o in runner.get_outputs()]
