@@ -58,7 +58,7 @@ class _Flattener(Registers):
         """What the outputs need and is no mere move, in order: each is made before what reads it, however deep the graph is."""
         needed, found = set(self.program.outputs), []
         for step in reversed(self.program.steps):
-            if step.out not in needed or step.out not in self.batched:
+            if step.out not in needed or step.out not in self.batched or self.is_repeated(step.out):
                 continue
             moved = isinstance(step, Float) and step.op in MOVING
             needed.update(inputs_of(step)[:1] if moved else inputs_of(step))

@@ -54,11 +54,20 @@ class Registers:
         """Has it several rows an observation, one below the other?"""
         return name in self.batched and len(self.one[name].shape) > 0 and self.one[name].shape[0] > 1
 
+    def is_repeated(self, name: str) -> bool:
+        """Is it one row of constants, repeated as often as there are observations? Their shape is what that was made of."""
+        one, two = self.one[name], self.two[name]
+        same = one.ndim > 0 and len(one) == 1 and two.shape == (2, *one.shape[1:])
+        return name in self.batched and name not in self.live and same and np.array_equal(two, np.concatenate([one, one]))
+
     def _need(self, name: str) -> Register:
         if name not in self.made:
             if name not in self.batched:
                 value = self.one[name]
                 self.made[name] = self._new(value.shape, value.dtype, held=value)
+            elif self.is_repeated(name):
+                row = self.one[name][0]
+                self.made[name] = self._new(row.shape, row.dtype, held=row)
             else:
                 self.making.append(name)
                 self.made[name] = self._make(self.makers[name])

@@ -1,4 +1,4 @@
-"""Free the batch of a graph: a size that an exporter wrote into inputs, Reshapes and Squeezes becomes any, where that is shown.
+"""Free the batch of a graph: a size that an exporter wrote into inputs, Reshapes, Expands becomes any, where that is shown.
 
 A graph of a fixed batch is run on several batches by themselves, and freed on all of them at once: only if the rows are the same
 is it the network. Where a Reshape's target holds the batch, the places that it may have there are tried in turn.
@@ -12,10 +12,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from fewbit.errors import FewbitError
+from fewbit.graph import batch_rows
 
 GROUPS = 3  # batches that are run by themselves
 MOST_RUNS = 200
-SIZED = {"Reshape", "Squeeze"}  # what holds the batch where its sizes or axes are constants
+SIZED = {"Reshape", "Squeeze", "Expand"}  # what holds the batch where its sizes or axes are constants
 RECURRENT = {"LSTM", "GRU", "RNN"}
 PASSED_ON = {"Slice", "Split", "Gather", "Identity", "Cast"}  # between a state [layers, batch, hidden] and what reads it
 
@@ -167,6 +168,9 @@ class _Search:
             left = [a for a in axes if shape[a] == 1 and a not in moved]
             return [np.array(left, np.int64) if left else None]
         out = self.alone[node.output[0]][0].shape
+        if node.op_type == "Expand":  # to 1 it leaves a size as it is
+            kept = {k + len(out) - value.ndim for k in moved}
+            return [np.array([1 if k in kept else d for k, d in enumerate(out)], np.int64)]
         places = [p for p in range(len(out)) if outer % math.prod(out[:p]) == 0 and math.prod(out[: p + 1]) % outer == 0]
         places.sort(key=lambda p: (out[p] != 1, [p] != moved))
         return [np.array([-1 if k == p else d for k, d in enumerate(out)], np.int64) for p in places]
@@ -185,13 +189,10 @@ def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, in
     rng = np.random.default_rng(0)
     groups = [{v.name: _random(v, rng) for v in original.graph.input} for _ in range(GROUPS)]
     live = reached(model.graph)
-    nodes = [
-        k
-        for k, n in enumerate(model.graph.node)
-        if n.op_type in SIZED and n.input[0] in live and not live & set(n.input[1:])
-    ]
-    ends = [name for k in nodes for name in (*model.graph.node[k].input, model.graph.node[k].output[0])]
-    names = [n for n in dict.fromkeys([*(v.name for v in model.graph.output), *ends]) if n not in axes]
+    sized = [model.graph.node[k] for k in _sized(model.graph, live)]
+    beside = batch_rows.constants_beside(model.graph, live)
+    made = [v.name for v in model.graph.output] + [name for n in sized for name in (*n.input, n.output[0])] + beside
+    names = [n for n in dict.fromkeys(made) if n not in axes]
     try:
         alone = _run(original, names, [*groups, groups[0]])
     except FewbitError:
@@ -200,13 +201,20 @@ def _freed(original: onnx.ModelProto, model: onnx.ModelProto, axes: dict[str, in
         return model  # it draws random numbers
     feeds = {n: np.concatenate([g[n] for g in groups], axis) for n, axis in axes.items()}
     values = {n: [a[k] for a in alone[:GROUPS]] for k, n in enumerate(names)} | {n: [g[n] for g in groups] for n in axes}
-    search = _Search(_unbound(model), feeds, values, nodes)
-    if search._outputs_agree():
-        return model
+    repeated = [batch_rows.repeat(model, live, {n: values[n][0] for n in beside}, batch)] if beside else []
+    for candidate in [model, *repeated]:
+        search = _Search(_unbound(candidate), feeds, values, _sized(candidate.graph, live))
+        if search._outputs_agree():
+            return candidate
     if not search.solve():
         raise FewbitError(_refusal(search, batch, list(axes)))
-    search.model = model
+    search.model = candidate
     return search.rewritten()
+
+
+def _sized(graph: onnx.GraphProto, live: set[str]) -> list[int]:
+    """The numbers of the nodes that write the sizes of what an input reaches (live) as constants."""
+    return [k for k, n in enumerate(graph.node) if n.op_type in SIZED and n.input[0] in live and not live & set(n.input[1:])]
 
 
 def _refusal(search: _Search, batch: int, inputs: list[str]) -> str:
