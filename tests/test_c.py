@@ -10,10 +10,12 @@ from pathlib import Path
 
 import corpus
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from c_policy import CPolicy
 from conftest import ROOT
+from onnx import helper, numpy_helper
 
 import fewbit
 from fewbit.engine import reference
@@ -253,6 +255,26 @@ def test_narrow_weights_are_packed(tmp_path):
         made = c.generate(lower(prepare(case.model)), "net", tests=case.feeds)
         sizes[bits] = made["sizes"]["flash_bytes"]
     assert sizes[8] - sizes[4] == 2048 and sizes[4] - sizes[2] == 1024
+
+
+def test_what_runs_in_float_between_integers_is_refused_by_its_operators_and_nodes(tmp_path):
+    """An operator that no clause covers, twice; and one that is exact in float, but between codes."""
+    for operators, says in (
+        (["Softmax", "LogSoftmax"], r"runs in float here: Softmax \(node f0\), LogSoftmax \(node f1\); export"),
+        (["Softmax"] * 6, r"Softmax \(node f0\), .*Softmax \(node f3\) and 2 more; export"),
+    ):
+        nodes = [helper.make_node("Gemm", ["x", "w"], ["v0"], "first")]
+        nodes += [helper.make_node(o, [f"v{k}"], [f"v{k + 1}"], f"f{k}") for k, o in enumerate(operators)]
+        nodes.append(helper.make_node("MatMul", [f"v{len(operators)}", "w"], ["y"], "last"))
+        ends = [[helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", 3])] for n in "xy"]
+        graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(np.eye(3, dtype=np.float32) / 8, "w")])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+        rows = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+        artifact = fewbit.quantize(tmp_path / "m.onnx", observations=rows, scheme=fewbit.Scheme("int8", "int16", method="rtn"))
+        program = lower(artifact.model)
+        assert not program.exact
+        with pytest.raises(FewbitError, match=says):
+            c.generate(program, "net")
 
 
 def test_what_cannot_be_c_is_refused(tmp_path):

@@ -154,7 +154,7 @@ def test_s1_a_power_of_two_divides_and_multiplies_alike(x, exponent, code):
 @given(st.integers(-(2**40), 2**40), st.floats(2.0**-30, 1, width=32))
 def test_s7_exit_is_one_float32_multiplication(acc, scale):
     """The accumulator rounds to float32 once, the product once."""
-    program = Program({}, {}, (), (), True)
+    program = Program({}, {}, (), ())
     step = Linear("x", "y", np.array([[1]]), np.array([acc]), 0, 0, exit_scale=np.float32([scale]))
     got = reference.step(step, {"x": np.array([[0]]), "p": program})[0, 0]
     assert got.dtype == np.float32

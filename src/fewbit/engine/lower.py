@@ -73,7 +73,7 @@ class _Lowering:
         self.channels_last: dict[str, str] = {}  # a Conv's output -> the same as it was computed, its channels last
         self.integer: set[str] = set()
         self.constants: dict[str, np.ndarray] = {}
-        self.exact = True
+        self.inexact: list[str] = []
         self.readings: dict[str, tuple[float, int]] = {}
 
     def program(self, body: bool = False) -> Program:
@@ -89,7 +89,7 @@ class _Lowering:
                 )
             shapes[v.name or ""] = tuple(dims)
             dtypes[v.name or ""] = v.dtype.numpy() if v.dtype is not None else np.dtype(np.float32)
-        return Program(shapes, dtypes, outputs, tuple(self.steps), self.exact, self.constants, readings=self.readings)
+        return Program(shapes, dtypes, outputs, tuple(self.steps), tuple(self.inexact), self.constants, readings=self.readings)
 
     def floats(self, value: ir.Value) -> str:
         waiting = [value]  # no recursion: a graph may be thousands of nodes deep
@@ -228,6 +228,11 @@ class _Lowering:
         m_a, m_b, shift = semantics.add_multipliers(a.scale / sy, sign * (b.scale / sy))
         return self._emit(Add(a.register, b.register, out, zeros, m_a, m_b, shift, zero, fmt), True)
 
+    def _say_float(self, made: ir.Node | str) -> None:
+        """Keep what runs in float between codes, or in a way that no clause of the semantics says."""
+        what = f"value {made}" if isinstance(made, str) else f"{made.op_type} (node {made.name or made.outputs[0].name})"
+        self.inexact += [] if what in self.inexact else [what]
+
     def _emit(self, step: Step, integer: bool) -> str:
         self.steps.append(step)
         if integer:
@@ -305,7 +310,9 @@ class _Lowering:
         if scale.size != 1:
             raise Unsupported(f"node {label(q)}: an activation with a scale per channel is not run by the engine")
         x = self.floats(source)
-        self.exact &= x not in self.integer
+        if x in self.integer:
+            made = source.producer()
+            self._say_float(source.name or "" if made is None else made)
         return self._emit(Quantize(x, q.outputs[0].name or "", np.float32(scale.reshape(-1)[0]), zero, format_of(q)), True)
 
     def _float(self, node: ir.Node, out: str) -> str:
@@ -314,7 +321,8 @@ class _Lowering:
         if node.op_type == "Cast":
             cast_type(_attributes(node, out))
         inputs = tuple(None if i is None else c if (c := constant_of(i)) is not None else self.floats(i) for i in node.inputs)
-        self.exact &= node.op_type in EXACT
+        if node.op_type not in EXACT:
+            self._say_float(node)
         touches = any(isinstance(i, str) and i in self.integer for i in inputs)
         return self._emit(Float(node.op_type, out, inputs, _attributes(node, out)), touches)
 

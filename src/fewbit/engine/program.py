@@ -153,17 +153,23 @@ class State:
 
 @dataclass(frozen=True)
 class Program:
-    """inputs: name -> shape without the batch; constants: codes known before any input; exact: a clause covers every bit;
-    state: which inputs and outputs are one; readings: scale and zero point of registers of codes."""
+    """inputs: name -> shape without the batch; inexact: the operators whose bits no clause covers, with their nodes;
+    constants: codes known before any input; state: which inputs and outputs are one; readings: scale and zero point of
+    registers of codes."""
 
     inputs: dict[str, tuple[int, ...]]
     input_dtypes: dict[str, np.dtype]
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
-    exact: bool
+    inexact: tuple[str, ...] = ()
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     state: tuple[State, ...] = ()
     readings: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Does a clause of the semantics cover every bit?"""
+        return not self.inexact
 
     @property
     def observations(self) -> dict[str, tuple[int, ...]]:

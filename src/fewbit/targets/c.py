@@ -27,6 +27,7 @@ from fewbit.targets.c_weights import by_dsp, order_of
 from fewbit.targets.c_writer import C_TYPES, LIMITS, ROUNDING, SIZES, Writer, array
 
 SELF_TESTS = 4
+NAMED = 4  # operators that a refusal lists
 
 # layout -> {file of the folder: template}; NAME is the network's
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -105,7 +106,11 @@ def generate(
     if not any(isinstance(step, Linear | Quantize) for step in program.steps):
         raise FewbitError("this network runs in float (exact: no), which C without libm cannot; quantize it first")
     if not program.exact:
-        raise FewbitError("part of this graph runs in float (exact: no), which C without libm cannot; see fewbit inspect")
+        more = f" and {len(program.inexact) - NAMED} more" if len(program.inexact) > NAMED else ""
+        raise FewbitError(
+            f"C without libm cannot run what runs in float here: {', '.join(program.inexact[:NAMED])}{more}; "
+            "export the network without that, or run the artifact by fewbit.load(FILE)"
+        )
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         raise FewbitError(f"--name {name}: give a C identifier in lower case")
     program = integer(program)
