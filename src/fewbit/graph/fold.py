@@ -10,6 +10,7 @@ from fewbit.graph.edit import make_outputs, remove_unused, shape_constant_output
 from fewbit.graph.fold_affine import fold_affine
 from fewbit.graph.fold_choices import fold_choices
 from fewbit.graph.fold_constants import fold_constants, refuse_random
+from fewbit.graph.fold_conv import fold_conv, refuse_conv
 from fewbit.graph.fold_dense import fold_dense, refuse_left
 from fewbit.graph.fold_heads import fold_heads
 from fewbit.graph.fold_moves import fold_moves
@@ -18,8 +19,8 @@ from fewbit.graph.fold_shapes import fold_shapes
 from fewbit.graph.infer import forget, infer
 
 STEPS = (
-    fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_dense, fold_affine, fold_heads, fold_choices,
-    remove_unused,
+    fold_constants, take_branches, fold_recurrent, fold_shapes, fold_moves, fold_conv, fold_dense, fold_affine, fold_heads,
+    fold_choices, remove_unused,
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def fold(model: ir.Model) -> ir.Model:
     for node in model.graph.all_nodes():
         refuse_random(node)
         refuse_left(node)
+        refuse_conv(node)
     shape_constant_outputs(model.graph)
     forget(model.graph)
     return model
