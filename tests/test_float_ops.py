@@ -188,3 +188,14 @@ def test_a_slice_without_steps_is_run():
     x = f(6, 5)
     for executor in ("native", "reference"):
         np.testing.assert_array_equal(load(read.prepare(given), executor)(x), x[:, 1:3])
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_split_into_one_part_is_run(sized):
+    nodes = [helper.make_node("Split", ["x", "s"] if sized else ["x"], ["y"], axis=1, **({} if sized else {"num_outputs": 1}))]
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 5])] for n in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(np.array([5]), "s")])
+    given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    x = f(6, 5)
+    for executor in ("native", "reference", "onnxruntime"):
+        np.testing.assert_array_equal(load(read.prepare(given), executor)(x), x)
