@@ -30,7 +30,7 @@ class Oracle:
     """The float network: ONNX Runtime without optimisation; ONNX's reference evaluator where that has no kernel."""
 
     def __init__(self, model: onnx.ModelProto, baked: bool = False):
-        self.baked, self.names = baked, [o.name for o in model.graph.output]
+        self.model, self.baked, self.names = model, baked, [o.name for o in model.graph.output]
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -42,10 +42,20 @@ class Oracle:
     def __call__(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Every output; of a baked batch row by row, rows stacked where the output has a batch."""
         if not self.baked:
-            return [np.asarray(o) for o in self.runner.run(None, feeds)]
+            return [np.asarray(o) for o in self._run(feeds)]
         count = len(next(iter(feeds.values())))
-        rows = [self.runner.run(None, {k: v[i : i + 1] for k, v in feeds.items()}) for i in range(count)]
+        rows = [self._run({k: v[i : i + 1] for k, v in feeds.items()}) for i in range(count)]
         return [np.concatenate([np.asarray(r[k])[None] for r in rows]) for k in range(len(self.names))]
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """ONNX Runtime says of an LSTM of float64 only when it runs that it has no kernel."""
+        try:
+            return self.runner.run(None, feeds)
+        except Exception:
+            if isinstance(self.runner, ReferenceEvaluator):
+                raise
+            self.runner = _evaluator(self.model)
+            return self.runner.run(None, feeds)
 
 
 def _evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
