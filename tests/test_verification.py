@@ -12,7 +12,7 @@ import fewbit
 from fewbit import FewbitError, verification
 from fewbit.engine import native
 from fewbit.errors import FewbitWarning
-from fewbit.graph import fold_affine, weights
+from fewbit.graph import calibrate, fold_affine, weights
 from fewbit.sources import load, original
 
 OBSERVATIONS = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
@@ -230,3 +230,15 @@ def test_an_artifact_that_onnx_runtimes_optimiser_refuses_is_refused(tmp_path):
     feeds = {"x": rng.normal(size=(20, 2, 4)).astype(np.float32)}
     with pytest.raises(FewbitError, match="ONNX Runtime's optimiser does not take the artifact .* nothing is written"):
         verification.verify_artifact(artifact, artifact, feeds)
+
+
+def test_what_onnx_runtime_cannot_run_is_said_by_node_in_our_own_words():
+    """A kernel that it lacks; shapes that do not fit, which it finds when it runs."""
+    erf = of_kind(TensorProto.DOUBLE, [helper.make_node("Erf", ["x"], ["y"], "bell")], {})
+    with pytest.raises(FewbitError, match="^node bell: ONNX Runtime has no kernel of Erf for the types that it reads; export"):
+        calibrate.session(erf)
+    view = of_kind(
+        TensorProto.FLOAT, [helper.make_node("Reshape", ["x", "s"], ["y"], "view")], {"s": [7, 7]}, inner=TensorProto.INT64
+    )
+    with pytest.raises(FewbitError, match="^node view: ONNX Runtime cannot run this Reshape, since the shapes or types"):
+        calibrate.run(calibrate.session(view), None, {"x": OBSERVATIONS})

@@ -1,5 +1,7 @@
 """Run the float graph on observations; keep ranges and second moments of the tensors asked for. Memory is one batch."""
 
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -37,7 +39,15 @@ def run(runner: ort.InferenceSession, names: list[str] | None, feeds: dict[str, 
 
 
 def _refusal(e: Exception) -> FewbitError:
-    return FewbitError(f"ONNX Runtime cannot run this network ({' '.join(str(e).split())[:300]}); export it again")
+    """The node that ONNX Runtime names; its own words only where it names none."""
+    text = " ".join(str(e).split())
+    if missing := re.search(r"implementation for (\w+)\(\d+\) node with name '([^']+)'", text):
+        what = f"ONNX Runtime has no kernel of {missing[1]} for the types that it reads"
+        return FewbitError(f"node {missing[2]}: {what}; export the network in float32")
+    if stopped := re.search(r"while running (\w+) node. Name:'([^']+)'", text):
+        what = f"ONNX Runtime cannot run this {stopped[1]}, since the shapes or types that it reads do not fit"
+        return FewbitError(f"node {stopped[2]}: {what}; export the network again")
+    return FewbitError(f"ONNX Runtime cannot run this network ({text[:300]}); export it again")
 
 
 def with_outputs(model: ir.Model, names: list[str]) -> onnx.ModelProto:
