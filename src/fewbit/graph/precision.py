@@ -41,7 +41,8 @@ def dtypes(model: onnx.ModelProto) -> set[int]:
         values = [*graph.input, *graph.output, *graph.value_info]
         found |= {v.type.tensor_type.elem_type for v in values if v.name not in stored}
         found |= {t.data_type for t in graph.initializer if t.name not in stored}
-    for node in [n for part in (*_graphs(model.graph), *model.functions) for n in part.node]:
+    inside = [n for graph in _graphs(model.graph) for n in graph.node]
+    for node in [*inside, *(n for function in model.functions for n in function.node)]:
         found |= {a.i for a in node.attribute if a.name in TYPE_ATTRIBUTES}
         found |= {a.t.data_type for a in node.attribute if a.HasField("t")}
     return found
