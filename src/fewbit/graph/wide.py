@@ -86,7 +86,7 @@ def range_of(estimator: Estimator, fmt: IntFormat, symmetric: bool) -> tuple[flo
 
 def is_seen(high: float, fmt: IntFormat) -> bool:
     """Is it a magnitude that a scale can be taken from, not zero or as good as zero?"""
-    return high / fmt.quant_max >= affine.TINY
+    return bool(high / fmt.quant_max >= affine.TINY)
 
 
 def _partners(graph: ir.Graph, shape: Shape) -> dict[ir.Value, ir.Value]:
