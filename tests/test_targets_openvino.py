@@ -49,7 +49,7 @@ def test_every_quantized_layer_gives_the_references_codes(artifact, record_prope
     got = openvino.load(model)(SEEN)
     own, original = (rmse(got, load(m, "reference")(SEEN)) for m in (model, read(artifact)))
     equal = ", ".join(f"{s:.3%}" for s in shares.values())
-    row = f"OpenVINO {artifact.stem}: in {kinds}; equal codes {equal}; action RMSE {own:.1e} of the range from the rewritten graph"
+    row = f"OpenVINO {artifact.stem}: in {kinds}; equal codes {equal}; action RMSE {own:.1e} of the range from the rewritten one"
     record_property("measured", f"{row}, {original:.1e} from the artifact (16-bit observations)")
     assert own < 1e-3 and original < 1e-2  # 4-bit weights of the first layer misread: 3e-2
 
