@@ -352,8 +352,9 @@ def _artifact(
         model = targets.rewrite(model, scheme.target)
         record = metadata.read(model)
     verified = verification.verify_artifact(model, original.model, feeds or verification.noise(model), scheme.target)
-    record |= {"fidelity": verified.pop("fidelity"), "verified": {"source": original.checks} | verified}
-    text = verification.warning(record["fidelity"], scheme.method) if extra is None else ""  # elsewhere the return is measured
+    fidelity = verified.pop("fidelity")
+    record |= {"fidelity": fidelity, "verified": {"source": original.checks} | verified}
+    text = verification.warning(fidelity, scheme.method) if extra is None else ""  # elsewhere the return is measured
     if text:
         record["warning"] = text
         warnings.warn(text, FewbitWarning, stacklevel=3)

@@ -35,7 +35,7 @@ def free(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     axes = _batch_axes(proto)
     sizes = {v.name: _dims(v) for v in proto.graph.input}
-    fixed = {n: sizes[n][axis] for n, axis in axes.items() if sizes[n] and isinstance(sizes[n][axis], int)}
+    fixed = {n: size for n, axis in axes.items() if sizes[n] and isinstance(size := sizes[n][axis], int)}
     known = all(isinstance(d, int) for n, axis in axes.items() for k, d in enumerate(sizes[n]) if k != axis)
     original = onnx.ModelProto()
     original.CopyFrom(proto)

@@ -41,7 +41,7 @@ def _hand_over(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> 
         graph.insert_before(node, same)
         made = same.outputs[0]
         made.name, old.name = old.name, f"{old.name}.if"
-        made.shape, made.dtype = old.shape, old.dtype
+        made.shape, made.type = old.shape, old.type
         for k, out in enumerate(graph.outputs):
             if out is old:
                 graph.outputs[k] = made

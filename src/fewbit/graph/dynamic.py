@@ -57,7 +57,7 @@ class _Nodes:
         q, s, z = (f"{self.stem}.{part}{k}" for part in ("codes", "scale", "zero_point"))
         self.op("DynamicQuantizeLinear", x, out=[q, s, z])
         codes = np.ascontiguousarray(found.T.astype(np.int16) + 128).astype(np.uint8)
-        acc = self.op("MatMulInteger", q, self.constant(codes), z, self.constant(np.uint8(128)))
+        acc = self.op("MatMulInteger", q, self.constant(codes), z, self.constant(np.asarray(128, np.uint8)))
         scale = self.op("Mul", s, self.constant(step))
         return self.op("Mul", self.op("Cast", acc, to=TensorProto.FLOAT), scale)
 

@@ -25,7 +25,7 @@ def _one_hot(graph: ir.Graph, node: ir.Node) -> bool:
     if before is None or before.op_type != "Equal":
         return False
     live = [i for i in before.inputs if const(i) is None]
-    known = [const(i) for i in before.inputs if const(i) is not None]
+    known = [array for array in map(const, before.inputs) if array is not None]
     if len(live) != 1 or live[0] is None or not _is_whole(live[0]) or np.abs(known[0]).max(initial=0) >= LARGEST:
         return False
     stem = node.outputs[0].name

@@ -1,6 +1,7 @@
 """Bring an ONNX model of opset 7 or newer to opset 21, or say which operator keeps it from there."""
 
 import re
+from typing import Any
 
 import onnx
 import onnx.defs
@@ -60,7 +61,7 @@ def _expanded(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Operators that are younger than opset 21 written as what they are defined to be; refused where they are not."""
     younger = {n.op_type for n in proto.graph.node if n.domain in ("", "ai.onnx") and not onnx.defs.has(n.op_type, OPSET)}
     for name in sorted(younger):
-        schema = onnx.defs.get_schema(name, version, "")
+        schema: Any = onnx.defs.get_schema(name, version, "")
         if not (schema.has_function or schema.has_context_dependent_function):
             raise FewbitError(f"operator {name} is not in opset {OPSET}; export it again with opset_version={OPSET}")
     if not younger:

@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 from fewbit.errors import FewbitError
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
-BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
+BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
 # What may read an infinite constant: a bound that is none, a mask.
 BOUNDS = {"Clip", "Min", "Max", "Where", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Add", "Expand", "Cast",
           "Identity", "Unsqueeze", "Constant", "If"}  # fmt: skip
@@ -45,7 +45,7 @@ def nbytes(t: TensorProto) -> int:
     if any(d < 0 for d in t.dims):
         raise FewbitError(f"initializer {t.name} declares a negative dimension; export it again")
     try:
-        bits = BITS.get(t.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        bits = BITS.get(int(t.data_type)) or 8 * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
     except (KeyError, ValueError, TypeError):
         raise FewbitError(f"initializer {t.name} has a type that this version of onnx does not know; export it again") from None
     return -(-math.prod(t.dims) * bits // 8)

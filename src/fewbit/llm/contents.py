@@ -66,7 +66,7 @@ def _renaming(model: Any, wanted: dict[str, Any]) -> Any:
         return lambda name: f"{model.base_model_prefix}.{name}"
     steps = get_model_conversion_mapping(model)
     joins = [s for s in steps if isinstance(s, WeightConverter)]
-    plain = [s for s in steps if not isinstance(s, WeightConverter)]
+    plain: Any = [s for s in steps if not isinstance(s, WeightConverter)]
 
     def rename(name: str) -> str:
         target, joined = rename_source_key(name, plain, joins, model.base_model_prefix, wanted)

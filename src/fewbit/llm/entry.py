@@ -94,7 +94,7 @@ def _choose_form(structure: Structure, stubs: list[_Stub], ids: torch.Tensor) ->
             continue
         first = stubs[0].states
         whole = first is not None and out.shape[:2] == first.shape[:2] == ids.shape and out.ndim == 3
-        if whole and all(s.states is not None and torch.equal(s.states, first) for s in stubs):
+        if whole and first is not None and all(s.states is not None and torch.equal(s.states, first) for s in stubs):
             return
     raise FewbitError(f"{structure.source.folder}: {type(structure.base).__name__} cannot be run block by block ({said})")
 

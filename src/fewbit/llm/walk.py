@@ -6,6 +6,7 @@ Linears sees what the groups before it, already quantized, really produce.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,7 +199,7 @@ def _wanted(
     if g not in exact.written:
         return _Wanted()
     until = writers[: writers.index(g)]
-    bias = block.get_submodule(groups[g][0]).bias
+    bias: Any = block.get_submodule(groups[g][0]).bias
 
     def target(b: int) -> torch.Tensor:
         """The float stream behind this writer less the quantized one before it: the writer makes up for both."""

@@ -185,7 +185,7 @@ class Work:
 
     def _check_kept(self, name: str, weight: np.ndarray, found: np.ndarray) -> None:
         """Scales are float16 in every format: weights so small that theirs becomes zero must not vanish unsaid."""
-        gone = ~found.any(axis=1)
+        gone = ~np.asarray(found.any(axis=1))
         if np.linalg.norm(weight[gone]) > LOST * np.linalg.norm(weight):
             raise FewbitError(
                 f"{self.structure.source.folder}: {name} has weights up to {np.abs(weight).max():.1e}, too small for scales in "

@@ -111,7 +111,7 @@ def _evaluator(proto: onnx.ModelProto, names: list[str]) -> Callable[[Arrays], l
 
     def call(feeds: Arrays) -> list[np.ndarray]:
         try:
-            return evaluator.run(names, feeds)
+            return list(evaluator.run(names, feeds))
         except Exception as e:
             raise FewbitError(f"neither ONNX Runtime nor ONNX's evaluator runs the source ({first_line(e)})") from None
 

@@ -43,8 +43,8 @@ class Deterministic(torch.nn.Module):
             self.normalised.append(k)
         box = policy.action_space if isinstance(policy.action_space, spaces.Box) else None
         if box is not None:
-            for kind, array in zip(("low", "high"), limits(box), strict=True):
-                self.register_buffer(kind, array)
+            for kind, end in zip(("low", "high"), limits(box), strict=True):
+                self.register_buffer(kind, end)
             self.unit = bool(policy.squash_output and (self.low == -1).all() and (self.high == 1).all())
             self.free = np.isinf(box.low).all() and np.isinf(box.high).all()
         self.box = box is not None

@@ -91,7 +91,7 @@ def _export(step: "Step", shape: tuple[int, ...]) -> ir.Model:
 
 def _shapes(module: torch.jit.ScriptModule, likely: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """What the observation may be: the widths of its matrices (of a frozen module among its constants), the likely ones first."""
-    graph = module.inlined_graph
+    graph: Any = module.inlined_graph
     constants = [n.output().toIValue() for n in graph.findAllNodes("prim::Constant", True) if n.hasAttribute("value")]
     held = [*module.state_dict().values(), *(c for c in constants if isinstance(c, torch.Tensor))]
     widths = list(dict.fromkeys((int(v.shape[1]),) for v in held if v.dim() == 2))
