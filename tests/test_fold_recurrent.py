@@ -173,7 +173,7 @@ def test_a_state_declared_on_the_command_line(tmp_path):
     given = [*FEWBIT, "quantize", str(tmp_path / "policy.onnx"), "-o", str(tmp_path / "out.onnx")]
     given += ["--observations", str(tmp_path / "seen.npy"), "--method", "rtn"]
     for wrong, message in [
-        ([], "the policy takes observation, h, one array is not enough; give --env ID, or --state of what it remembers"),
+        ([], "the policy takes observation, h, one array is not enough; give a .npz file"),
         (["--state", "h"], "--state h: give INPUT=OUTPUT"),
         (["--state", "g=h_next"], "it has no input g; it has observation, h"),
         (["--state", "h=next"], "it has no output next; it has action, h_next"),
