@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2)  # loading, calibrating or measuring; the whole takes at least twice as long
+    time.sleep(6)  # loading, calibrating or measuring, also beside other tests; the whole takes hours
     run.send_signal(signal.SIGINT)
     try:
         _, err = run.communicate(timeout=60)
@@ -261,7 +261,7 @@ def test_onnx_files_that_cannot_be_run_or_quantized(tmp_path):
         refused("quantize", source, *go, folder=tmp_path, says=says)
     for verb in (["inspect"], ["bench"], ["report", "-o", "r.html"], ["export", "--to", "c", "-o", "c"]):
         refused(verb[0], DEMO, *verb[1:], folder=tmp_path, says="is a zip")
-    refused("inspect", own, folder=tmp_path, says="node act: operator MyOp cannot be run")
+    refused("inspect", own, folder=tmp_path, says="node act: operator MyOp is not run by the engine")
     refused("diff", DEMO, once, "--observations", "x.npy", folder=tmp_path, says="it was not made from it")
 
 
@@ -297,4 +297,5 @@ def test_a_file_that_only_other_runtimes_run_is_said_to_be_one(tmp_path):
     policy = onnx_file(tmp_path / "policy.onnx", "LpNormalization")
     go = [*FEWBIT, "quantize", policy, "-o", "out.onnx", "--observations", "x.npy", "--json"]
     done = subprocess.run(go, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and "out.onnx is written, but" in done.stderr and "LpNormalization" in done.stderr
+    assert done.returncode == 0 and "LpNormalization" in done.stderr
+    assert "out.onnx runs in ONNX Runtime, not in fewbit's engine" in done.stderr

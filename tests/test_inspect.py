@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
 def show(folder, monkeypatch, capsys):
     """show(arguments) -> the lines that the command line prints in that folder."""
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*arguments: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["fewbit", *arguments])

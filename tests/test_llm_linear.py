@@ -287,7 +287,7 @@ def lose_a_shard(folder):
         ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "tokenizer.json").unlink(), "its tokenizer cannot be loaded"),
-        (lose_a_shard, "model-1.safetensors: no such file, which the index names"),
+        (lose_a_shard, "has model.safetensors and an index of other files"),
         (cut, "its header declares .* bytes of weights"),
         (edit("quantization_config", {"quant_method": "fewbit", "version": 9}), "version 9 of the format"),
         (edit("model_type", "no such"), "transformers makes no model of it"),

@@ -13,6 +13,7 @@ from fewbit.cli import common
 from fewbit.engine import flatten
 from fewbit.engine import program as p
 from fewbit.engine.description import describe
+from fewbit.engine.load import quickest
 from fewbit.errors import FewbitError
 from fewbit.escape import printable
 from fewbit.graph import metadata
@@ -37,6 +38,8 @@ def inspect(
     common.belongs("--sensitivity", {"--weights": weights, "--episodes": episodes, "--trust-torchscript": trust_torchscript})
     model = read(artifact)
     described, record = describe(model), known(metadata.read(model))
+    if described.program is None:
+        quickest(model)  # refuses what ONNX Runtime does not run either
     program = described.program
     steps = [description(s) for s in program.steps] if program is not None else []
     if json:
