@@ -147,6 +147,8 @@ def test_safetensors_headers_count_weights_and_nothing_else(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     safetensors(tmp_path / "model-1.safetensors", {"a": (100, 10)})
     safetensors(tmp_path / "model-2.safetensors", {"b": (10, 10)})
+    refused(lambda: plan.load(str(tmp_path)), "has model.safetensors and an index of other files")
+    (tmp_path / "model.safetensors").unlink()
     assert plan.load(str(tmp_path)).params == 1100
 
 
