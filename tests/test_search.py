@@ -86,7 +86,7 @@ def test_int8_keeps_99_percent_where_rounding_to_nearest_loses_more(agent, zoo, 
     artifact = fewbit.quantize(zoo / agent / "HalfCheetah-v3.zip", env="HalfCheetah-v5", scheme=scheme, episodes=20)
     first, *_, last = artifact.record["search"]
     assert not ladder.reached(first["chosen_on"]) and first["reported"] is None
-    assert first["chosen_on"]["kept"] < last["reported"]["kept"]
+    assert first["chosen_on"]["kept"] < 0.99  # what the name says; 0.963 of one agent since coarse columns are scaled
     assert last["reported"]["kept"] > 0.99 and last["reported"]["kept_ci95"][0] > 0.8 and ladder.reached(last["reported"])
     assert last["chosen_on"]["seeds"][0] > last["reported"]["seeds"][1]
     assert artifact.record["recipe"]["weights"] == "int8" and artifact.record["recipe"]["method"] == "smooth+gptq"
