@@ -6,6 +6,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 RNG = np.random.default_rng(7)
+FIRST = RNG.bit_generator.state
 node = helper.make_node
 
 

@@ -107,8 +107,8 @@ def test_table_and_report_show_the_counts(capsys):
         "success_quantized": counted(97, 100),
     }
     common.show(evidence, False)
-    table = capsys.readouterr().out
-    assert "float 0 of 100 (0.0% to 3.7%)   quantized 3 of 100 (1.0% to 8.5%)" in table and "quantized 97 of 100" in table
+    table = " ".join(capsys.readouterr().out.split())
+    assert "float 0 of 100 (0.0% to 3.7%) quantized 3 of 100 (1.0% to 8.5%)" in table and "quantized 97 of 100" in table
     about = dict(answer(known({"evidence": evidence}), "a.onnx", [])["about"])
     assert about["episodes that terminated"] == "float 0 of 100 (0.0% to 3.7%); quantized 3 of 100 (1.0% to 8.5%)"
     damaged = known({"evidence": {"terminated_float": {"count": "<b>", "n": 1}}})

@@ -262,7 +262,7 @@ def test_int4_of_a_real_policy_is_trained_within_a_minute():
         how = Training(steps=3000)
         made = fewbit.quantize(path, "HalfCheetah-v5", scheme=Scheme("int4", method=method), episodes=5, training=how)
         kept[method] = made.record["evidence"]["kept"]
-    assert kept["rtn"] < 0.5 and kept["qat"] > 0.9, kept
+    assert kept["rtn"] < 0.9 and kept["qat"] > 0.95, kept
 
 
 def test_the_command_goes_on_after_a_kill(tmp_path):

@@ -115,7 +115,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_every_output_is_the_float_networks(name):
     nodes, arrays, outputs = CASES[name]
-    same(model(nodes, arrays, ("n", 4), outputs), RNG.normal(size=(200, 4)).astype(np.float32))
+    share = 5e-3 if "squashed at last" in name else 2e-3  # a tanh of slope 1 behind numbers up to 50 in 16 bits: steps of 1e-3
+    same(model(nodes, arrays, ("n", 4), outputs), RNG.normal(size=(200, 4)).astype(np.float32), share=share)
 
 
 DEAD = {"never": np.full(8, -50, np.float32)}  # what it is added to is zero behind a ReLU in every row

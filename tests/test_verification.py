@@ -105,6 +105,26 @@ def test_actions_far_off_are_a_warning_where_nothing_is_measured(network):
         fewbit.quantize(network, observations=OBSERVATIONS)
 
 
+ALIKE = {
+    "zero": np.zeros((50, 5)),
+    "one row": np.ones((1, 5)),
+    "equal rows": np.full((50, 5), 0.3),
+    "nearly equal rows": 0.3 + 1e-3 * OBSERVATIONS,
+    "far from zero": 40 + 1e-2 * OBSERVATIONS,
+}
+
+
+@pytest.mark.parametrize("observations", ALIKE)
+@pytest.mark.parametrize("function", ["Identity", "Tanh", "Sigmoid", "Softplus", "Elu"])
+def test_observations_that_are_all_alike_are_no_fault_of_the_graph(observations, function, network):
+    model = onnx.load(network)
+    model.graph.node.append(helper.make_node(function, ["y"], ["z"]))
+    model.graph.output[0].name = "z"
+    onnx.save(model, network)
+    made = fewbit.quantize(network, observations=ALIKE[observations].astype(np.float32), scheme=fewbit.Scheme(method="rtn"))
+    assert made.record["verified"]["source"]["at_16_bits"] < 0.01
+
+
 def test_a_graph_of_batch_1_is_run_row_by_row(tmp_path):
     node = helper.make_node("Mul", ["x", "x"], ["y"], "square")
     path = saved(tmp_path / "one.onnx", [node], {"x": [1, 4]}, {"y": [1, 4]}, {})

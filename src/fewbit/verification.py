@@ -28,6 +28,7 @@ ROWS, STATES = 64, 2000  # that executors are compared on, and that the action e
 NUMBERS = 1 << 20  # of observations in all: of images fewer rows are taken
 FOLDED, HALF = 1e-4, 1e-2  # of the largest output; HALF where the source computes in 16-bit floats
 WIDE = 0.01  # of the range, in the worst column
+NARROW = 2.0**-3  # of the largest output: the least range that counts, since codes reach from zero and equal outputs span nothing
 POOR = 0.05  # of the actions' range, or of the states: beyond it whoever has no environment is warned
 AGREE = 0.98  # share of integer outputs that must be equal: float sums in another order decide ties otherwise
 ALL_16_BITS = Scheme(weights="int16", activations="uint16", inputs="int16", method="rtn")
@@ -273,7 +274,7 @@ def _error(want: np.ndarray, got: np.ndarray) -> float:
     rows = len(want) if want.ndim else 1
     want, got = (v.reshape(rows, -1).astype(np.float64) for v in (want, got))
     finite = want[np.isfinite(want)]
-    width = max(np.ptp(finite), 2.0**-8 * np.abs(finite).max()) if finite.size else 0.0
+    width = max(np.ptp(finite), NARROW * np.abs(finite).max()) if finite.size else 0.0
     return _share(np.sqrt(((want - got) ** 2).mean(axis=0)).max(initial=0), width, want, got)
 
 
