@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from c_policy import CPolicy
 from onnx import TensorProto, helper, numpy_helper
 
 import fewbit
@@ -48,6 +49,16 @@ def test_every_executor_gives_a_constant_output_in_its_own_shape(written, batch,
 def test_a_constant_output_of_more_axes_is_no_row_of_a_batch(shape, tmp_path):
     onnx.save(network(1, "identity", shape), tmp_path / "m.onnx")
     agrees(tmp_path, LOG_STD.reshape(shape))
+
+
+def test_compiled_c_gives_it_beside_a_choice(tmp_path):
+    """Its self-test, which -Werror compiles, has one row of the constant for each observation."""
+    proto = network(1, "identity", [2])
+    proto.graph.node[-1].CopyFrom(helper.make_node("ArgMax", ["h"], ["y"], axis=1, keepdims=0))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, [1]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    artifact = fewbit.quantize(tmp_path / "m.onnx", observations=X, scheme=fewbit.Scheme(method="rtn"))
+    assert CPolicy(lower(artifact.model), tmp_path).library.policy_self_test() == 0
 
 
 def agrees(folder, constant: np.ndarray) -> None:

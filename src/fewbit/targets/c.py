@@ -166,18 +166,22 @@ def _observations(program: Program) -> dict[str, np.ndarray]:
 
 
 def _tests(program: Program, feeds: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Observations for the self-test and the reference's actions, in the order of inputs and outputs; of a network with a state,
-    one after the other from a reset on."""
+    """Observations for the self-test and the reference's actions, one observation after the other from a reset on.
+
+    Args:
+        program: in integers. feeds: observations [count, ...] by input name, without the state.
+
+    Returns:
+        {"inputs", "outputs"}: flat arrays of count rows each, in the program's order; state is in neither. An output that no
+        input reaches has its one row count times.
+    """
     held = {s.output for s in program.state}
-    actions = [o for o in program.outputs if o not in held]
     given = {k: np.asarray(feeds[k], program.input_dtypes[k]) for k in program.observations}
-    count = len(next(iter(given.values())))
-    rows = [slice(k, k + 1) for k in range(count)] if held else [slice(0, count)]
     state = {s.input: s.initial[None] for s in program.state}
-    found: dict[str, list[np.ndarray]] = {o: [] for o in actions}
-    for row in rows:
-        made = reference.run(program, {k: v[row] for k, v in given.items()} | state)
+    found: dict[str, list[np.ndarray]] = {o: [] for o in program.outputs if o not in held}
+    for k in range(len(next(iter(given.values())))):
+        made = reference.run(program, {name: v[k : k + 1] for name, v in given.items()} | state)
         state = {s.input: made[s.output] for s in program.state}
-        for o in actions:
-            found[o].append(made[o])
-    return {"inputs": [v.reshape(-1) for v in given.values()], "outputs": [np.concatenate(v).reshape(-1) for v in found.values()]}
+        for name, rows in found.items():
+            rows.append(made[name].reshape(-1))
+    return {"inputs": [v.reshape(-1) for v in given.values()], "outputs": [np.concatenate(v) for v in found.values()]}
