@@ -141,6 +141,26 @@ def test_a_recurrent_state_has_its_batch_second(tmp_path):
     assert fewbit.quantize(tmp_path / "m.onnx", observations=RNG.normal(size=(4, 20, 6)), scheme=fewbit.Scheme(method="rtn"))
 
 
+def test_a_constant_row_is_joined_to_a_state_that_has_its_batch_second(tmp_path):
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "zero"], ["u"]),
+        helper.make_node("GRU", ["u", "w", "r", "", "", "h"], ["", "h_out"], hidden_size=4),
+        helper.make_node("Squeeze", ["h_out", "zero"], ["z"]),
+        helper.make_node("Expand", ["row", "size"], ["e"]),
+        helper.make_node("Concat", ["e", "z"], ["y"], axis=-1),
+    ]
+    ends = [value("x", [1, 6]), value("h", [1, 1, 4])], [value("y", [1, 7]), value("h_out", [1, 1, 4])]
+    row, size = weight(1, 3), numbers(1, 3)
+    proto = model(nodes, *ends, zero=numbers(0), w=weight(1, 12, 6), r=weight(1, 12, 4), row=row, size=size)
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert [[str(d) for d in v.shape] for v in read(tmp_path / "m.onnx").graph.outputs] == [["batch", "7"], ["1", "batch", "4"]]
+    made = fewbit.quantize(tmp_path / "m.onnx", observations=RNG.normal(size=(5, 20, 6)), scheme=fewbit.Scheme(method="rtn"))
+    seen = RNG.normal(size=(2, 6)).astype(np.float32)
+    zeros = np.zeros((1, 1, 4), np.float32)
+    want = np.concatenate([ReferenceEvaluator(proto).run(["y"], {"x": seen[k : k + 1], "h": zeros})[0] for k in range(2)])
+    assert np.abs(load(made.model)(seen) - want).max() < 0.05 * np.ptp(want)
+
+
 def test_an_output_that_no_input_reaches_keeps_its_shape(tmp_path):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["spread"], ["std"])]
     for batch in (1, None):

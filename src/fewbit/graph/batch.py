@@ -75,10 +75,23 @@ def _declare(proto: onnx.ModelProto, axes: dict[str, int]) -> None:
     """Write "batch" where it stands; an output that no input reaches keeps its own shape."""
     del proto.graph.value_info[:]
     live = reached(proto.graph)
+    remembered = _states_given(proto.graph)
     for value in [*proto.graph.input, *(v for v in proto.graph.output if v.name in live)]:
         dims = value.type.tensor_type.shape.dim
+        axis = axes.get(value.name, 1 if value.name in remembered and len(dims) == 3 else 0)
         if len(dims):
-            dims[0].dim_param = "batch"
+            dims[axis].dim_param = "batch"
+
+
+def _states_given(graph: onnx.GraphProto) -> set[str]:
+    """What recurrent layers leave as their last state, [layers, batch, hidden], and what is only moved of it."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type in RECURRENT:
+            found |= {name for name in node.output[1:] if name}
+        elif node.input and node.op_type in {"Concat", *PASSED_ON} and node.input[0] in found:
+            found |= set(node.output)
+    return found
 
 
 def reached(graph: onnx.GraphProto) -> set[str]:
