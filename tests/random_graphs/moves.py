@@ -204,6 +204,8 @@ def pad(b: Builder, x: str, before: list[int], after: list[int]) -> str:
     """Zeros, a number, the edge or a reflection."""
     shape = tuple(d if d is None else d + p + q for d, p, q in zip(b.shapes[x], before, after, strict=True))
     mode = b.one(None, None, "constant", "edge", "reflect")
+    fits = all(d is None or max(p, q) < d for d, p, q in zip(b.shapes[x], before, after, strict=True))
+    mode = "edge" if mode == "reflect" and not fits else mode  # nothing is reflected beyond the other end
     value = b.one(None, 0.0, 0.5) if mode in (None, "constant") else None
     if b.opset < 11:
         return b.node("Pad", x, pads=before + after, mode=mode, value=value, shapes=[shape])
