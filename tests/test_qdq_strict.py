@@ -275,3 +275,15 @@ def test_onnx_runtime_loads_what_is_written_with_its_own_rewrites():
     proto = ir.to_proto(made(given, x, Scheme()))
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     close(run(given, x)[0], session.run(None, {"x": x})[0], 0.1)
+
+
+@pytest.mark.parametrize("function", ["Relu", "Elu", "Tanh"])
+def test_a_layer_and_the_skip_around_it_read_one_moved_value(function, tmp_path):
+    nodes = [
+        node("Conv", ["x", "k"], ["c"]), node(function, ["c"], ["r"]), node("Flatten", ["r"], ["f"]),
+        node("Gemm", ["f", "w", "b"], ["g"], transB=1), node("Add", ["f", "g"], ["y"]),
+    ]  # fmt: skip
+    arrays = {"k": w(3, 1, 2), "w": w(18, 18), "b": w(18)}
+    x = RNG.normal(size=(200, 1, 7)).astype(np.float32)
+    same(model(nodes, arrays, ("n", 1, 7)), x)
+    agree(made(model(nodes, arrays, ("n", 1, 7)), x, Scheme(method="rtn")), x[:20, None], tmp_path)

@@ -180,8 +180,8 @@ def _input_scale(graph: ir.Graph, layer: Layer, ranges: dict[str, Estimator], sc
             reading = _saturated(graph, function.root, relu, scale, INTEGERS[scheme.activations], users, done)
             if relu.outputs[0] not in done:
                 hand_over(graph, relu.outputs[0], reading)
-            if not relu.outputs[0].uses():
-                graph.remove(relu, safe=True)
+                if not relu.outputs[0].uses():
+                    graph.remove(relu, safe=True)
             return scale
     if function is not None and function.nodes and origin(function.root) not in done:
         _quantize_root(graph, function, ranges, done)
