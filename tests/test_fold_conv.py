@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -89,6 +90,33 @@ def test_auto_pad_of_a_dilated_kernel_which_onnx_runtime_does_not_run(size, imag
     count = len(image) - 1
     proto = network(image, (3, 2, *[size] * count), auto_pad="SAME_UPPER", dilations=[2] * count)
     agrees(proto, tmp_path / "m.onnx", {"padding": "same", "dilation": 2})
+
+
+def pooled(op: str, **attributes) -> onnx.ModelProto:
+    nodes = [helper.make_node(op, ["x"], ["p"], "pool", **attributes), helper.make_node("Flatten", ["p"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in (("x", ["b", 2, 9, 8]), ("y", ["b", None]))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("word", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("strides", [[1, 1], [2, 3]])
+def test_auto_pad_of_a_pool_is_written_in_numbers(op, word, strides, tmp_path):
+    proto = pooled(op, kernel_shape=[2, 3], auto_pad=word, strides=strides)
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = RNG.normal(size=(4, 2, 9, 8)).astype(np.float32)
+    folded = ir.to_proto(fewbit.sources.load(tmp_path / "m.onnx").model)
+    assert "auto_pad" not in {a.name for n in folded.graph.node for a in n.attribute}
+    want, got = (ort.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (proto, folded))
+    assert np.array_equal(want, got)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_auto_pad_of_a_pool_that_leaves_gaps_is_refused_by_name(op, tmp_path):
+    onnx.save(pooled(op, kernel_shape=[3, 1], auto_pad="SAME_UPPER", strides=[1, 2]), tmp_path / "m.onnx")
+    with pytest.raises(FewbitError, match=f"node pool: a {op} with auto_pad SAME_UPPER whose strides are longer than its kernel"):
+        fewbit.sources.load(tmp_path / "m.onnx")
 
 
 def test_groups_that_would_be_too_large_are_refused_before_calibration(tmp_path, monkeypatch):

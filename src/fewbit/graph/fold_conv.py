@@ -1,4 +1,4 @@
-"""Convolutions of one kind: their pads written as numbers, their groups as one kernel with zeros between them."""
+"""Convolutions and pools of one kind: pads written as numbers, groups of a Conv as one kernel with zeros between them."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,12 +7,14 @@ from fewbit.errors import FewbitError
 from fewbit.graph.edit import add_constant, const
 from fewbit.graph.infer import size
 
+WINDOWED = ("Conv", "MaxPool", "AveragePool", "LpPool")
 MOST = 1 << 22  # weights of a kernel whose groups were few and large enough to be written so
 
 
 def fold_conv(graph: ir.Graph) -> bool:
-    """Every Conv of constant weights with explicit pads and one group. True where something changed."""
-    return any([_explicit_pads(node) | _one_group(graph, node) for node in list(graph) if node.op_type == "Conv"])
+    """Pads in numbers, and every Conv of constant weights with one group. True where something changed."""
+    changed = [_explicit_pads(node) for node in graph if node.op_type in WINDOWED]
+    return any(changed + [_one_group(graph, node) for node in list(graph) if node.op_type == "Conv"])
 
 
 def refuse_conv(node: ir.Node) -> None:
@@ -31,11 +33,12 @@ def refuse_conv(node: ir.Node) -> None:
 
 
 def _explicit_pads(node: ir.Node) -> bool:
-    """auto_pad in numbers, as ONNX defines them: as many positions as the image is strides long."""
-    word, weight, x = _auto_pad(node), const(node.inputs[1]), node.inputs[0]
-    if word == "NOTSET" or weight is None:
+    """auto_pad in numbers, as ONNX defines them: as many positions as the image is strides long, whatever ceil_mode says."""
+    word, x = _auto_pad(node), node.inputs[0]
+    kernel = _kernel(node)
+    if word == "NOTSET" or not kernel:
         return False
-    count = weight.ndim - 2
+    count = len(kernel)
     images = [size(x, k + 2) for k in range(count)]
     if word != "VALID" and None in images:
         return False
@@ -44,13 +47,28 @@ def _explicit_pads(node: ir.Node) -> bool:
     for k, (image, stride, dilation) in enumerate(zip(images, strides, dilations, strict=True)):
         if word == "VALID" or image is None:
             continue
-        span = (weight.shape[k + 2] - 1) * dilation + 1
-        missing = max((-(-image // stride) - 1) * stride + span - image, 0)
+        span = (kernel[k] - 1) * dilation + 1
+        missing = (-(-image // stride) - 1) * stride + span - image
+        if missing < 0 and node.op_type != "Conv":
+            raise FewbitError(
+                f"node {node.name}: a {node.op_type} with auto_pad {word} whose strides are longer than its kernel is read in "
+                "two ways by runtimes; export it with explicit pads"
+            )
+        missing = max(missing, 0)
         less = missing // 2
         pads[k], pads[count + k] = (less, missing - less) if word == "SAME_UPPER" else (missing - less, less)
     del node.attributes["auto_pad"]
+    node.attributes.pop("ceil_mode", None)
     node.attributes["pads"] = ir.AttrInt64s("pads", pads)
     return True
+
+
+def _kernel(node: ir.Node) -> tuple[int, ...]:
+    """Sizes of the window; () where they are not known."""
+    if node.op_type != "Conv":
+        return tuple(node.attributes["kernel_shape"].value) if "kernel_shape" in node.attributes else ()
+    weight = const(node.inputs[1])
+    return () if weight is None else weight.shape[2:]
 
 
 def _one_group(graph: ir.Graph, node: ir.Node) -> bool:
