@@ -80,7 +80,8 @@ def window(b: Builder, x: str, op: str) -> tuple[dict, list[int]]:
         attributes["dilations"] = dilations
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     padding = b.one("none", "pads", "pads", "same", "valid", "explicit zero")
-    if padding == "same" and "dilations" in attributes:
+    skips = op != "Conv" and any(t > k for t, k in zip(strides, kernel, strict=True))  # runtimes disagree on what that means
+    if padding == "same" and ("dilations" in attributes or skips):
         padding = "none"
     if padding == "same":
         attributes["auto_pad"] = b.one("SAME_UPPER", "SAME_LOWER")
